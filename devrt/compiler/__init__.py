@@ -1,0 +1,1 @@
+"""The compiler: ops, kernel IR, LIR, and one package per ISA."""
