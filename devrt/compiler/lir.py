@@ -5,7 +5,8 @@ register holds one scalar a lane. There is no branch on data: loop bounds are th
 `when` block is a select whose taken side may be skipped where no lane needs it, which changes time and never bits.
 
 Registers are SSA. Types are the arithmetic types (bool, int8..uint64, float32, float64) and, between a load or a cast
-and a store or a cast, the storage types. The semantics below are what `interpreter.py` executes; each backend is
+and a store or a cast, the storage types. int4 does not exist here: the kernel compiler reads and writes its bytes as
+uint8 and takes the nibbles apart. The semantics below are what `interpreter.py` executes; each backend is
 tested against it bit for bit.
 
     float add sub mul div fma sqrt   IEEE 754 round to nearest even, denormals kept, fma fused, never contracted
@@ -375,6 +376,8 @@ def _verify_block(p: Program, block: list[Inst], defined: set[Reg], mems: set[in
             _fail(p, i, "a block ends with its one yield")
         if inside == "when" and i.op in ("store", "barrier"):
             _fail(p, i, "a when block must be pure")
+        if any(r.dtype is dt.int4 for r in i.out) or i.mem is not None and i.mem.dtype is dt.int4:
+            _fail(p, i, "int4 does not exist in LIR; use its bytes as uint8")
         if i.mem is not None and id(i.mem) not in mems:
             _fail(p, i, f"{i.mem.name} is no array of this program")
         why = _type_error(p, i)
