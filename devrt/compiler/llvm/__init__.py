@@ -1,0 +1,1 @@
+"""LIR to machine code through LLVM: x86-64 and aarch64."""

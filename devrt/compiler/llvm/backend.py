@@ -1,0 +1,75 @@
+"""The pipeline from LIR to an object file: verify, emit, optimise, assemble."""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import llvmlite.binding as llvm
+
+from devrt.compiler import lir
+from devrt.compiler.llvm.emit import Emitter
+from devrt.compiler.llvm.target import Target
+from devrt.device import CompileError
+
+_lock = threading.Lock()  # LLVM's global context is not thread-safe
+
+
+@functools.cache
+def _initialized() -> bool:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return True
+
+
+@functools.cache
+def _machine(target: Target) -> llvm.TargetMachine:
+    _initialized()
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small")
+
+
+def llvm_ir(program: lir.Program, target: Target) -> str:
+    """The LLVM IR text of `program`, not optimised."""
+    width = 512 if target.lanes >= 16 else 256 if target.lanes >= 8 else 128
+    attributes = f'nounwind "no-builtins" "prefer-vector-width"="{width}" "min-legal-vector-width"="{width}"'
+    return f'target triple = "{target.triple}"\n' + Emitter(program, attributes).run()
+
+
+def _optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+    options = llvm.create_pipeline_tuning_options(speed_level=1)
+    options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
+    options.loop_unrolling = True  # only loops that LIR marks: see emit.do_loop
+    builder = llvm.create_pass_builder(machine, options)
+    manager = builder.getModulePassManager()
+    manager.run(module, builder)
+
+
+def _compile(program: lir.Program, target: Target) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
+    machine = _machine(target)
+    try:
+        module = llvm.parse_assembly(llvm_ir(program, target))
+        module.verify()
+    except RuntimeError as e:
+        raise CompileError(f"LLVM refuses the code of {program.name}", evidence=str(e).strip().splitlines()[0],
+                           remedy="this is a defect of devrt: please report it with the LIR dump") from e
+    _optimise(module, machine)
+    return module, machine
+
+
+def compile_program(program: lir.Program, target: Target) -> bytes:
+    """An ELF relocatable object with `void NAME(ptr args, i64 group_begin, i64 group_end, ptr scratch)`.
+
+    args is an array of u64, the addresses of the parameters in order. Raises CompileError.
+    """
+    lir.verify(program)
+    with _lock:
+        module, machine = _compile(program, target)
+        return bytes(machine.emit_object(module))
+
+
+def assembly(program: lir.Program, target: Target) -> str:
+    """The machine code as assembly text."""
+    with _lock:
+        module, machine = _compile(program, target)
+        return str(machine.emit_assembly(module))
