@@ -91,7 +91,7 @@ def cast(values: Array, src: DType, dst: DType) -> Array:
     """An element array of `src` as one of `dst`, with LIR's cast semantics (module docstring). Shape is kept."""
     with np.errstate(all="ignore"):
         if src is dst:
-            return values.copy()
+            return np.array(values)
         if dst is dt.bool_:
             truth: Array = widen(values, src) != 0
             return truth
@@ -100,7 +100,7 @@ def cast(values: Array, src: DType, dst: DType) -> Array:
         if dst.is_float:
             return _int_to_float(values, dst)
         if dst is dt.int4:
-            return np.clip(values, *_bounds(values.dtype, dst)).astype(np.int8)
+            return _int_to_int4(values)
         return values.astype(element_numpy(dst))
 
 
@@ -117,12 +117,11 @@ def widen(elements: Array, dtype: DType) -> Array:
     return elements
 
 
-def _bounds(have: np.dtype[Any], want: DType) -> tuple[Any, Any]:
-    """The range of the integer type `want`, as far as NumPy's integer type `have` reaches it."""
-    if have.kind == "b":
-        return False, True
-    info = np.iinfo(have)
-    return have.type(max(want.min, info.min)), have.type(min(want.max, info.max))
+def _int_to_int4(values: Array) -> Array:
+    if values.dtype.kind == "i":
+        values = np.maximum(values, values.dtype.type(dt.int4.min))
+    clipped: Array = np.minimum(values, values.dtype.type(dt.int4.max)).astype(np.int8)
+    return clipped
 
 
 def _float_to_int(values: Array, dst: DType) -> Array:

@@ -12,18 +12,27 @@ tested against it bit for bit.
     float add sub mul div fma sqrt   IEEE 754 round to nearest even, denormals kept, fma fused, never contracted
     float max min                    IEEE 754-2019 maximum/minimum: NaN if either is, -0 < +0
     lt le eq ne                      ordered, except ne (true on NaN)
-    canon                            any NaN becomes 0x7fc00000 / 0x7ff8000000000000 (NaN bits are otherwise unspecified)
-    int add sub mul neg              wrap; mulhi: high half of the full product
+    canon                            any NaN becomes 0x7fc00000 / 0x7ff8000000000000. What moves a value (load, store,
+                                     select, bitcast, lanes, loops) keeps NaN bits; arithmetic leaves them unspecified
+    int add sub mul neg abs          wrap; mulhi: high half of the full product
     int div rem                      truncate towards zero; x/0 = 0, x rem 0 = x; MIN/-1 wraps to MIN, MIN rem -1 = 0
     shl shr                          amount taken as unsigned; amount >= bits gives 0 (or all sign bits, signed shr)
-    cast float->int                  truncates, saturates, NaN -> 0;   int->float rounds to nearest even
-    cast float->float8_e4m3          NaN stays; beyond 448 becomes NaN (the format has no infinity), OCP OFP8 2023
+    cast float->int                  truncates, saturates, NaN -> 0;   int->float rounds once, to nearest even
+    cast int->int                    wraps;   bool->x gives 0 or 1
+    cast float->float                rounds once, to nearest even; overflow gives infinity; the canonical NaN gives the
+                                     canonical NaN of the type: 0x7e00, 0x7fc0, 0x7f (e4m3), 0x7e (e5m2)
+    cast float->float8_e4m3          beyond 448 (after rounding) becomes NaN: the format has no infinity, OCP OFP8 2023
     cast x->bool                     x != 0
     load/store                       of a parameter or shared array by element index; a lane whose mask is false touches
                                      nothing and reads 0; an unmasked index must lie inside the array
     table                            constant array lookup; the index must lie inside
     lane_xor                         the value of lane (lane ^ mask), mask a constant below `lanes`
     lane_get                         the value of one lane, a constant, in all lanes
+    when                             its body may run in every lane, so indexes must lie inside whatever the condition
+
+Lanes run in no order between barriers, and groups in none: what one lane stores no other lane may load or store before
+the next barrier, nor ever in a parameter, which barriers do not order. Lanes may store to one place in one instruction
+if they store the same bits. Shared memory is undefined until stored to.
 """
 
 from __future__ import annotations
@@ -363,7 +372,7 @@ def verify(program: Program) -> None:
 
 
 def _fail(program: Program, inst: Inst, why: str) -> None:
-    raise CompileError(f"{program.name}: {why}", evidence=_line(inst).strip())
+    raise CompileError(f"{program.name}: {why}", evidence=line(inst).strip())
 
 
 def _verify_block(p: Program, block: list[Inst], defined: set[Reg], mems: set[int], inside: str) -> None:
@@ -409,8 +418,8 @@ def _type_error(p: Program, i: Inst) -> str:
         if len(types) != 3 or types[0] is not dt.bool_ or types[1] is not types[2] or i.out[0].dtype is not types[1]:
             return "select takes a bool and two values of its type"
     elif op == "bitcast":
-        if types[0].bits != i.out[0].dtype.bits:
-            return "bitcast keeps the width"
+        if types[0].bits != i.out[0].dtype.bits or dt.bool_ in (types[0], i.out[0].dtype):
+            return "bitcast keeps the width, and a bool has no bits"
     elif op in ("load", "store", "table"):
         if types[0] is not p.index and types[0] not in (dt.int32, dt.int64):
             return "an index is int32 or int64"
@@ -445,7 +454,8 @@ def walk(block: list[Inst]) -> Iterator[Inst]:
 # Text
 
 
-def _line(i: Inst) -> str:
+def line(i: Inst) -> str:
+    """One instruction as text, without its block."""
     outs = ", ".join(f"{r}:{r.dtype.short}" for r in i.out)
     args = ", ".join(map(str, i.args))
     if i.op == "const":
@@ -471,7 +481,7 @@ def _line(i: Inst) -> str:
 
 def _dump_block(block: list[Inst], indent: str, lines: list[str]) -> None:
     for i in block:
-        lines.append(indent + _line(i) + (" {" if i.body else ""))
+        lines.append(indent + line(i) + (" {" if i.body else ""))
         if i.body:
             _dump_block(i.body, indent + "  ", lines)
             lines.append(indent + "}")
