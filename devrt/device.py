@@ -167,11 +167,12 @@ class Properties:
 class Buffer(Protocol):
     """A range of memory on one device. `address` is the device's; `host()` is a writable byte view where there is one."""
 
-    device: Device
     nbytes: int
     address: int
     placement: Placement
 
+    @property
+    def device(self) -> Device: ...
     def host(self) -> memoryview:
         """The bytes as the host sees them. Raises Unsupported where the host can't see them."""
         ...
@@ -235,9 +236,11 @@ class Device(Protocol):
 
     uri: str
     properties: Properties
-    compute: Queue
-    transfer: Queue
 
+    @property
+    def compute(self) -> Queue: ...
+    @property
+    def transfer(self) -> Queue: ...
     def alloc(self, nbytes: int, placement: Placement = Placement.DEVICE) -> Buffer: ...
     def free(self, buffer: Buffer) -> None: ...
     def wrap(self, address: int, nbytes: int, owner: object) -> Buffer:

@@ -81,7 +81,8 @@ class Processor:
         if missing:
             raise InvalidArgument("the command processor is incomplete", evidence=f"no {', '.join(sorted(missing))}")
         functions = {name: ffi.cast(signature, self.code.symbols[name]) for name, signature in _SIGNATURES.items()}
-        self.worker_main, self.ring_push, self.ring_stop = (functions[n] for n in ("worker_main", "ring_push", "ring_stop"))
+        self.worker_main = functions["worker_main"]
+        self.ring_push, self.ring_stop = functions["ring_push"], functions["ring_stop"]
         self.signal_wait, self.signal_raise = functions["signal_wait"], functions["signal_raise"]
         self._spin, self._request_matrix_state = functions["spin"], functions["request_matrix_state"]
         self.spins = self._calibrate()
@@ -118,13 +119,26 @@ def words(address: int) -> Any:
     return _libc()[0].cast("volatile uint64_t *", address)
 
 
+def byte_view(address: int, nbytes: int, owner: object) -> memoryview:
+    """`nbytes` at `address`, writable; the view keeps `owner` alive."""
+    ffi, _ = _libc()
+    if not nbytes:
+        return memoryview(bytearray())
+    pointer = ffi.gc(ffi.cast("char *", address), functools.partial(_release, owner))
+    return memoryview(ffi.buffer(pointer, nbytes)).cast("B")
+
+
+def _release(owner: object, pointer: object) -> None:
+    """A view is gone; holding `owner` until now was the point."""
+
+
 def source() -> str:
     """The LLVM IR for this machine. Raises Unsupported where the target-specific part is not written."""
     machine = platform.machine()
     if machine not in _TARGETS:
         raise Unsupported(f"the cpu device runs on x86-64, this machine is {machine}",
                           evidence=f"targets of the command processor: {', '.join(_TARGETS)}",
-                          remedy="use a GPU or a virtual device, or add the target's three functions to devrt/cpu/processor.py")
+                          remedy="use another device, or write the target's functions in devrt/cpu/processor.py")
     return importlib.resources.files("devrt.cpu").joinpath("command_processor.ll").read_text() + _TARGETS[machine]
 
 
@@ -180,7 +194,8 @@ def _read_cache(path: Path) -> Image | None:
 
 
 def _write_cache(path: Path, image: Image) -> None:
-    head = json.dumps({"sha256": hashlib.sha256(image.object).hexdigest(), "cpu": image.cpu, "features": image.features})
+    digest = hashlib.sha256(image.object).hexdigest()
+    head = json.dumps({"sha256": digest, "cpu": image.cpu, "features": image.features})
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd, temporary = tempfile.mkstemp(dir=path.parent)

@@ -1,20 +1,25 @@
 """Machine code for the CPU: relocatable ELF objects, loaded without a linker.
 
 An object is laid out in one mapping, relocated while it is writable and then made executable: no page is ever both.
-It may hold code and constants only. Writable data would be state that outlives a dispatch, and an undefined symbol would
-be code that nobody vouches for, so both are refused.
+It may hold code and constants only. Writable data would be state that outlives a dispatch, and an undefined symbol
+would be code that nobody vouches for, so both are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import struct
+import weakref
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from devrt.device import CompileError, InvalidArgument
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.system import MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE, System, view
+
+if TYPE_CHECKING:
+    from devrt.cpu.commands import CpuCommandList
+    from devrt.cpu.device import CpuDevice
 
 PAGE = 4096
 
@@ -110,7 +115,8 @@ def _sections(image: bytes) -> list[_Section]:
     _, kind, machine, _, _, _, table, _, _, _, _, entry_size, count, names_index = _HEADER.unpack_from(image)
     if machine != _MACHINES["x86-64"]:
         known = next((isa for isa, number in _MACHINES.items() if number == machine), f"e_machine {machine}")
-        raise InvalidArgument(f"the image holds {known} code", evidence=f"e_machine {machine}, this device runs 62 (x86-64)",
+        raise InvalidArgument(f"the image holds {known} code",
+                              evidence=f"e_machine {machine}, this device runs 62 (x86-64)",
                               remedy="compile for the isa in the device's properties")
     if kind != _ET_REL:
         raise InvalidArgument("the image is no relocatable object", evidence=f"e_type {kind}, expected 1 (ET_REL)",
@@ -219,4 +225,47 @@ def _string(table: bytes, offset: int) -> str:
 
 
 def _corrupt(evidence: str) -> InvalidArgument:
-    return InvalidArgument("the ELF image is damaged", evidence=evidence, remedy="compile it again; clear a cache it came from")
+    return InvalidArgument("the ELF image is damaged", evidence=evidence,
+                           remedy="compile it again; clear the cache it came from")
+
+
+class CpuProgram:
+    """One kernel: `void entry(ptr args, i64 group_begin, i64 group_end, ptr scratch)`.
+
+    `args` points at 64-bit words, one per argument; the function runs all groups in [begin, end) and may use `scratch`
+    (properties.scratch_bytes, aligned to 64 bytes, contents undefined).
+    """
+
+    def __init__(self, device: CpuDevice, image: bytes, entry: str) -> None:
+        code = load_object(device.system, image)
+        if entry not in code.symbols:
+            code.unmap()
+            raise InvalidArgument(f"the image has no function {entry!r}",
+                                  evidence=f"it has {', '.join(sorted(code.symbols)) or 'none'}",
+                                  remedy="name one of them")
+        self.device, self.name, self.code, self.address = device, entry, code, code.symbols[entry]
+        self.closed = False
+        self.lists: weakref.WeakSet[CpuCommandList] | None = None  # those that use it; told when it is closed
+
+    def check(self) -> None:
+        if self.closed:
+            raise InvalidArgument(f"program {self.name} is used after it was closed", remedy="load it again")
+
+    def close(self) -> None:
+        """Give the code's memory back once the work queued so far is done. Closing twice is harmless."""
+        if self.closed:
+            return
+        self.closed = True
+        for commands in self.lists or ():
+            commands.stale = True
+        self.device.retirement.later(self.code.unmap)
+        self.device.retirement.collect()
+
+    def __del__(self) -> None:
+        # Queued work holds its programs, so the last reference can only go when nothing runs this code any more.
+        if not getattr(self, "closed", True):
+            self.closed = True
+            self.code.unmap()
+
+    def __repr__(self) -> str:
+        return f"<cpu program {self.name}{', closed' if self.closed else ''}>"

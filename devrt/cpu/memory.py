@@ -1,0 +1,310 @@
+"""Memory of the CPU device: a caching allocator over anonymous mappings, and the buffers cut from it.
+
+Small blocks (below 2 MiB) are cut from 8 MiB slabs; larger ones are mappings of their own. Both lie on 2 MiB pages
+where the kernel has them. A freed block keeps its pages and waits, by size class, for the next request of its class, so a
+large output page-faults once and not at every step.
+
+The rule for memory that is freed while work is queued: a freed block is handed out again only when everything that had
+been submitted to any queue before the free is done. So neither another queue nor the host can overwrite what queued
+work still reads. When memory runs short, `alloc` waits for that work.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from devrt.cpu.processor import byte_view
+from devrt.device import InvalidArgument, OutOfMemory, Placement
+from devrt.ioctl.errors import reported_as
+from devrt.ioctl.system import MADV_HUGEPAGE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, System
+
+if TYPE_CHECKING:
+    from devrt.cpu.commands import CpuCommandList
+    from devrt.cpu.device import CpuDevice
+
+ALIGNMENT = 64
+HUGE = 2 << 20
+SLAB = 8 << 20
+CACHE_SHARE = 4  # freed memory that is kept: this fraction of the machine's
+
+
+class Block(NamedTuple):
+    """Memory of one size class."""
+
+    address: int
+    nbytes: int
+
+
+class Usage(NamedTuple):
+    """Bytes: in live buffers, freed but waiting for queued work, kept for reuse, mapped from the OS in all."""
+
+    live: int
+    pending: int
+    cached: int
+    mapped: int
+
+
+def size_class(nbytes: int) -> int:
+    """`nbytes` rounded up to one of eight sizes per doubling, so at most an eighth is wasted."""
+    granule = HUGE if nbytes > HUGE else ALIGNMENT
+    step = max(granule, 1 << max(0, (nbytes - 1).bit_length() - 4))
+    return max(ALIGNMENT, -(-nbytes // step) * step)
+
+
+def map_aligned(system: System, nbytes: int, alignment: int) -> int:
+    """Anonymous memory at a multiple of `alignment`, huge pages advised. Raises OSError."""
+    address = system.mmap(-1, nbytes + alignment, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE)
+    start = -(-address // alignment) * alignment
+    if start > address:
+        system.munmap(address, start - address)
+    if start < address + alignment:
+        system.munmap(start + nbytes, address + alignment - start)
+    # A kernel without huge pages says EINVAL, and small pages do as well.
+    try:
+        system.madvise(start, nbytes, MADV_HUGEPAGE)
+    except OSError:
+        return start
+    return start
+
+
+class Retirement:
+    """Actions that wait until everything queued before them is done. `stamp` gives what has been submitted per queue,
+    `reached` whether all of it is done."""
+
+    def __init__(self, stamp: Callable[[], tuple[int, ...]], reached: Callable[[tuple[int, ...]], bool]) -> None:
+        self._stamp, self._reached = stamp, reached
+        self._waiting: deque[tuple[tuple[int, ...], Callable[[], None]]] = deque()
+        self.lock = threading.RLock()  # the allocator's too: its actions run inside `collect`
+
+    def later(self, action: Callable[[], None]) -> None:
+        with self.lock:
+            self._waiting.append((self._stamp(), action))
+
+    def collect(self) -> None:
+        """Run what has become safe, oldest first."""
+        if not self._waiting:
+            return
+        with self.lock:
+            while self._waiting and self._reached(self._waiting[0][0]):
+                self._waiting.popleft()[1]()
+
+
+class Allocator:
+    """Gives and takes back Blocks. `limit` is the memory of the machine (or of its container) in bytes."""
+
+    def __init__(self, system: System, limit: int, retirement: Retirement, drain: Callable[[], None]) -> None:
+        self._system, self._limit, self._retirement, self._drain = system, limit, retirement, drain
+        self._lock = retirement.lock
+        self._free: dict[int, list[Block]] = {}
+        self._slabs: dict[int, int] = {}  # address -> blocks that are not free
+        self._slab_at = self._slab_end = 0
+        self._dropped: deque[Block] = deque()  # appended to by finalizers, which may run inside any of our own lines
+        self._closed = False
+        self._live = self._pending = self._cached = self._mapped = 0
+
+    def take(self, nbytes: int) -> Block:
+        """A block of at least `nbytes`; its contents are undefined. Raises OutOfMemory."""
+        size = size_class(nbytes)
+        with self._lock:
+            self._collect()
+            block = self._reuse(size) or self._grow(size)
+            self._live += size
+            return block
+
+    def drop(self, block: Block) -> None:
+        """Free `block` from a finalizer: takes no lock, the work is done at the next call of the allocator."""
+        self._dropped.append(block)
+        if self._closed:
+            with self._lock:
+                self._collect()
+
+    def give(self, block: Block) -> None:
+        """Free `block`; it is reused when the work queued so far is done."""
+        with self._lock:
+            self._live -= block.nbytes
+            self._pending += block.nbytes
+            self._retirement.later(lambda: self._recycle(block))
+            self._collect()
+
+    def usage(self) -> Usage:
+        with self._lock:
+            self._collect()
+            return Usage(self._live, self._pending, self._cached, self._mapped)
+
+    def trim(self, keep: int = 0) -> None:
+        """Return cached mappings to the OS, largest first, until at most `keep` bytes are cached."""
+        with self._lock:
+            for size in sorted((s for s in self._free if s >= HUGE), reverse=True):
+                blocks = self._free[size]
+                while blocks and self._cached > keep:
+                    self._cached -= size
+                    self._unmap(blocks.pop().address, size)
+
+    def close(self) -> None:
+        """Unmap what is free; the rest follows as its buffers go, so that views of live buffers stay valid."""
+        with self._lock:
+            self._closed = True
+            self._collect()
+            self.trim()
+            for address, used in list(self._slabs.items()):
+                if not used:
+                    self._release_slab(address)
+
+    def after_fork(self) -> None:
+        """A thread that is not here may have held the lock."""
+        self._lock = self._retirement.lock = threading.RLock()
+
+    def _collect(self) -> None:
+        while self._dropped:
+            block = self._dropped.popleft()
+            self._live -= block.nbytes
+            self._pending += block.nbytes
+            self._retirement.later(lambda block=block: self._recycle(block))  # type: ignore[misc]
+        self._retirement.collect()
+
+    def _recycle(self, block: Block) -> None:
+        with self._lock:
+            self._pending -= block.nbytes
+            if block.nbytes < HUGE:
+                slab = block.address // SLAB * SLAB
+                self._slabs[slab] -= 1
+                if self._closed and not self._slabs[slab]:
+                    self._release_slab(slab)
+                    return
+            elif self._closed:
+                self._unmap(block.address, block.nbytes)
+                return
+            self._free.setdefault(block.nbytes, []).append(block)
+            self._cached += block.nbytes
+            if self._cached > self._limit // CACHE_SHARE:
+                self.trim(self._limit // CACHE_SHARE)
+
+    def _reuse(self, size: int) -> Block | None:
+        blocks = self._free.get(size)
+        if not blocks:
+            return None
+        block = blocks.pop()
+        self._cached -= size
+        if size < HUGE:
+            self._slabs[block.address // SLAB * SLAB] += 1
+        return block
+
+    def _grow(self, size: int) -> Block:
+        if size >= HUGE:
+            return Block(self._map(size, HUGE), size)
+        if self._slab_end - self._slab_at < size:
+            self._slab_at = self._map(SLAB, SLAB)
+            self._slab_end = self._slab_at + SLAB
+            self._slabs[self._slab_at] = 0
+        address = self._slab_at
+        self._slab_at += size
+        self._slabs[address // SLAB * SLAB] += 1
+        return Block(address, size)
+
+    def _map(self, nbytes: int, alignment: int) -> int:
+        if nbytes > self._room():
+            self._drain()
+            self._collect()
+            self.trim()
+            room = self._room()
+            if nbytes > room:
+                raise OutOfMemory(f"the cpu has no {nbytes} bytes left",
+                                  evidence=f"asked {nbytes}, free {room}, in buffers {self._live}, "
+                                           f"machine {self._limit}",
+                                  remedy="free buffers, or use a smaller batch")
+        with reported_as(f"can't map {nbytes} bytes of host memory"):
+            address = map_aligned(self._system, nbytes, alignment)
+        self._mapped += nbytes
+        return address
+
+    def _room(self) -> int:
+        """Bytes that may still be mapped. The OS counts pages only once they are touched, so our own mappings are held
+        against the machine's total as well."""
+        return min(available_bytes(self._system), self._limit - self._mapped)
+
+    def _unmap(self, address: int, nbytes: int) -> None:
+        self._system.munmap(address, nbytes)
+        self._mapped -= nbytes
+
+    def _release_slab(self, address: int) -> None:
+        for blocks in self._free.values():
+            gone = [block for block in blocks if block.address // SLAB * SLAB == address]
+            self._cached -= sum(block.nbytes for block in gone)
+            blocks[:] = [block for block in blocks if block not in gone] if gone else blocks
+        del self._slabs[address]
+        self._unmap(address, SLAB)
+
+
+def available_bytes(system: System) -> int:
+    return _meminfo(system, "MemAvailable")
+
+
+def limit_bytes(system: System) -> int:
+    """The machine's memory, or its container's share of it."""
+    limit = _meminfo(system, "MemTotal")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if system.stat(path).exists:
+            text = system.read_text(path).strip()
+            limit = min(limit, int(text)) if text.isdigit() else limit
+    return limit
+
+
+def _meminfo(system: System, key: str) -> int:
+    for line in system.read_text("/proc/meminfo").splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) << 10
+    raise InvalidArgument(f"/proc/meminfo has no {key}", remedy="use Linux 3.14 or newer")
+
+
+class CpuBuffer:
+    """A range of host memory. Dropping the last reference frees it too; a view of `host()` counts as a reference."""
+
+    def __init__(self, device: CpuDevice, nbytes: int, address: int, placement: Placement, block: Block | None,
+                 owner: object = None) -> None:
+        self.device, self.nbytes, self.address, self.placement = device, nbytes, address, placement
+        self.freed = False
+        self.lists: weakref.WeakSet[CpuCommandList] | None = None  # those that use it; told when it is freed
+        self._block, self._owner = block, owner
+
+    def host(self) -> memoryview:
+        """The bytes, writable. Contents are settled once the work that writes them has been waited for. Raises
+        InvalidArgument after free."""
+        self.check()
+        return byte_view(self.address, self.nbytes, self)
+
+    def check(self) -> None:
+        if self.freed:
+            raise InvalidArgument(f"a buffer of {self.nbytes} bytes is used after it was freed",
+                                  evidence=f"address {self.address:#x}",
+                                  remedy="keep it until its last use is submitted")
+
+    def release(self) -> None:
+        """Free it; see Device.free."""
+        if self.freed:
+            raise InvalidArgument(f"a buffer of {self.nbytes} bytes is freed twice",
+                                  evidence=f"address {self.address:#x}")
+        self.freed = True
+        for commands in self.lists or ():
+            commands.stale = True
+        if self._block is not None:
+            block, self._block = self._block, None
+            self.device.allocator.give(block)
+        elif self._owner is not None:
+            owner, self._owner = self._owner, None
+            self.device.retirement.later(lambda: _let_go(owner))
+
+    def __del__(self) -> None:
+        block = getattr(self, "_block", None)
+        if block is not None:
+            self.device.allocator.drop(block)
+
+    def __repr__(self) -> str:
+        return f"<cpu buffer of {self.nbytes} bytes at {self.address:#x}{', freed' if self.freed else ''}>"
+
+
+def _let_go(_: object) -> None:
+    """The end of an owner of wrapped memory: the caller's closure was the last to hold it."""
