@@ -119,13 +119,6 @@ class Index:
                 return None
         return direct
 
-    def substitute(self, table: dict[Axis, Index]) -> Index:
-        """The index with axes replaced."""
-        total = Index((), self.constant)
-        for a, c in self.terms:
-            total = total + _substitute(a, table) * c
-        return total
-
 
 ZERO = Index(())
 
@@ -174,16 +167,6 @@ def _divide(x: Index, k: int) -> tuple[Index, Index]:
         if isinstance(inner, Remainder) and inner.by % k == 0:  # (y % ab) % b = y % b
             return whole + Index(((Quotient(rest, k), 1),)), _divide(inner.x, k)[1]
     return whole + Index(((Quotient(rest, k), 1),)), Index(((Remainder(rest, k), 1),))
-
-
-def _substitute(a: Atom, table: dict[Axis, Index]) -> Index:
-    if isinstance(a, Axis):
-        return table.get(a, axis_index(a))
-    if isinstance(a, Quotient):
-        return a.x.substitute(table) // a.by
-    if isinstance(a, Remainder):
-        return a.x.substitute(table) % a.by
-    return Index(((Dynamic(a.value.substitute(table), a.size), 1),))
 
 
 def axes_of(a: Atom | Index) -> set[Axis]:

@@ -1,0 +1,1 @@
+"""Kernel IR to LIR: one file a kind of kernel."""

@@ -1,0 +1,122 @@
+"""Element-wise kernels: every point of the stores' axes, lanes along the last one."""
+
+from __future__ import annotations
+
+import math
+
+from devrt.compiler import dtypes as dt
+from devrt.compiler.index import Axis
+from devrt.compiler.kernel import Kernel, Store, subexpressions
+from devrt.compiler.lir import Builder, Param, Program, Reg
+from devrt.compiler.lowering import expression
+from devrt.compiler.lowering.contract_plan import Tuning
+from devrt.compiler.lowering.expression import Scope, storable
+from devrt.compiler.lowering.loops import rows_of_group, spread, sweep, sweep_upto
+from devrt.compiler.ops import TRANSCENDENTAL
+
+CHUNK = 16384  # elements a group handles: long enough to hide the dispatch, short enough to balance
+STREAM_BYTES = 16 << 20  # larger outputs bypass the caches
+
+
+def lower(k: Kernel, name: str, t: Tuning) -> Program:
+    """The LIR of a map kernel: one Store."""
+    (store,) = k.stages
+    assert isinstance(store, Store)
+    axes = list(store.inner)
+    if store.value.dtype is dt.int4:
+        return _lower_int4(k, store, name, t)
+    if len(axes) > 1 and axes[-1].size < t.lanes:  # lanes would idle along so short an axis
+        return _lower_flat(k, store, name, t)
+    last = axes[-1] if axes else Axis("one", 1)
+    outer = axes[:-1]
+    rows = math.prod(a.size for a in outer)
+    chunks = -(-last.size // CHUNK)
+    per_group = max(1, CHUNK // max(last.size, 1)) if chunks == 1 else 1
+    groups = max(1, -(-rows // per_group) * chunks)
+    b = Builder(name, lanes=t.lanes, groups=groups)
+    params = expression.params_of(b, k)
+    unroll = _unroll(store)
+    stream = streams(k, store, last, t)
+
+    def point(row: Reg) -> Scope:
+        return Scope(b, params, spread(b, row, outer), {})
+
+    def element(scope: Scope, at: Reg, mask: Reg | None) -> None:
+        write(b, params, store, scope.at({last: at}, mask), stream)
+
+    if chunks == 1:
+        def whole(row: Reg) -> None:
+            scope = point(row)
+            sweep(b, b.idx(0), last.size, unroll, lambda at, mask: element(scope, at, mask))
+        rows_of_group(b, rows, per_group, whole)
+        return b.finish()
+    g = b.group()
+    scope = point(b.div(g, b.idx(chunks)) if outer else b.idx(0))
+    start = b.mul(b.rem(g, b.idx(chunks)) if outer else g, b.idx(CHUNK))
+    if last.size % CHUNK == 0:
+        sweep(b, start, CHUNK, unroll, lambda at, mask: element(scope, at, mask))
+    else:
+        count = b.min(b.sub(b.idx(last.size), start), b.idx(CHUNK))
+        sweep_upto(b, start, count, unroll, lambda at, mask: element(scope, at, mask))
+    return b.finish()
+
+
+def _unroll(s: Store) -> int:
+    """Vectors a turn: long expressions have parallelism of their own."""
+    ops = sum(20 if e.op in TRANSCENDENTAL else 1 for e in subexpressions([s.value]))
+    return 4 if ops <= 16 else 2 if ops <= 60 else 1
+
+
+def streams(k: Kernel, s: Store, last: Axis, t: Tuning) -> bool:
+    """Whether the output is large and every vector of it aligned, so that non-temporal stores pay."""
+    slot = k.slots[s.slot]
+    vector = t.lanes * slot.dtype.bits // 8
+    return (slot.nbytes >= STREAM_BYTES and s.index.coefficient(last) == 1 and vector % 16 == 0
+            and last.size * slot.dtype.bits // 8 % vector == 0)
+
+
+def write(b: Builder, params: list[Param], s: Store, scope: Scope, stream: bool = False) -> None:
+    """Evaluate and store one point."""
+    value = storable(b, s.value, scope.value(s.value))
+    b.store(params[s.slot], scope.index(s.index), value, scope.mask, stream and scope.mask is None)
+
+
+def _lower_flat(k: Kernel, s: Store, name: str, t: Tuning) -> Program:
+    """Lanes over the row-major position: indexes differ from lane to lane, loads become gathers."""
+    total = math.prod(a.size for a in s.inner)
+    groups = max(1, -(-total // CHUNK))
+    b = Builder(name, lanes=t.lanes, groups=groups)
+    params = expression.params_of(b, k)
+
+    def element(at: Reg, mask: Reg | None) -> None:
+        safe = at if mask is None else b.min(at, b.idx(total - 1))
+        write(b, params, s, Scope(b, params, spread(b, safe, s.inner), {}, mask))
+
+    start = b.mul(b.group(), b.idx(CHUNK))
+    sweep_upto(b, start, b.min(b.sub(b.idx(total), start), b.idx(CHUNK)), 1, element)
+    return b.finish()
+
+
+def _lower_int4(k: Kernel, s: Store, name: str, t: Tuning) -> Program:
+    """Lanes over bytes: each evaluates two neighbours and stores both nibbles."""
+    total = math.prod(a.size for a in s.inner)
+    octets = -(-total // 2)
+    groups = max(1, -(-octets // CHUNK))
+    b = Builder(name, lanes=t.lanes, groups=groups)
+    params = expression.params_of(b, k)
+
+    def nibble(at: Reg, mask: Reg) -> Reg:
+        safe = b.min(at, b.idx(total - 1))
+        r = Scope(b, params, spread(b, safe, s.inner), {}, mask).value(s.value)
+        return b.and_(b.bitcast(b.select(mask, r, b.const(dt.int8, 0)), dt.uint8), b.const(dt.uint8, 15))
+
+    def element(at: Reg, mask: Reg | None) -> None:
+        first = b.mul(at, b.idx(2))
+        second = b.add(first, b.idx(1))
+        low = nibble(first, b.lt(first, b.idx(total)))
+        high = nibble(second, b.lt(second, b.idx(total)))
+        b.store(params[s.slot], at, b.or_(low, b.shl(high, b.const(dt.uint8, 4))), mask)
+
+    start = b.mul(b.group(), b.idx(CHUNK))
+    sweep_upto(b, start, b.min(b.sub(b.idx(octets), start), b.idx(CHUNK)), 1, element)
+    return b.finish()
