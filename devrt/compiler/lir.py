@@ -155,7 +155,7 @@ class Builder:
         self.name, self.lanes, self.groups, self.index = name, lanes, groups, index
         self.params: list[Param] = []
         self.shared_arrays: list[Shared] = []
-        self.tables: dict[tuple[DType, tuple[int | float, ...]], Table] = {}
+        self.tables: dict[tuple[DType, str], Table] = {}
         self._blocks: list[list[Inst]] = [[]]
         self._next = 0
         self._constants: list[dict[tuple[DType, str], Reg]] = [{}]
@@ -224,7 +224,8 @@ class Builder:
     def _fold(self, op: str, a: Reg, b: Reg) -> Reg | None:
         va, vb = self._value.get(a), self._value.get(b)
         if va is not None and vb is not None and op in _INDEX_FOLD:
-            return self.idx(_INDEX_FOLD[op](int(va), int(vb)))
+            folded = _INDEX_FOLD[op](int(va), int(vb))
+            return self.idx(folded) if folded is not None and self.index.min <= folded <= self.index.max else None
         if op == "add" and (va == 0 or vb == 0):
             return b if va == 0 else a
         if op == "sub" and vb == 0:
@@ -290,7 +291,7 @@ class Builder:
 
     def table(self, dtype: DType, values: Sequence[int | float], index: Reg) -> Reg:
         """values[index], from a constant array of the program."""
-        key = (dtype, tuple(values))
+        key = (dtype, repr(tuple(values)))  # not the values: -0.0 == 0.0, and no NaN equals itself
         t = self.tables.get(key)
         if t is None:
             t = self.tables[key] = Table(f"table{len(self.tables)}", dtype, tuple(values))
@@ -349,14 +350,11 @@ class Builder:
         return program
 
 
-_INDEX_FOLD: dict[str, Callable[[int, int], int]] = {
+# What gives None, or leaves the range of the type, is left to the device.
+_INDEX_FOLD: dict[str, Callable[[int, int], int | None]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "max": max, "min": min,
-    "div": lambda a, b: a // b if a >= 0 and b > 0 else _unfolded(), "rem": lambda a, b: a % b if a >= 0 and b > 0 else _unfolded(),
+    "div": lambda a, b: a // b if a >= 0 and b > 0 else None, "rem": lambda a, b: a % b if a >= 0 and b > 0 else None,
 }
-
-
-def _unfolded() -> int:
-    raise CompileError("index arithmetic must not be negative")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
