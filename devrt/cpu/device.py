@@ -31,6 +31,7 @@ COPY_WORKERS = 2  # streaming copies saturate memory with few threads, and more 
 DRAIN_TIMEOUT_S = 5.0
 
 _open: set[CpuDevice] = set()  # devices with running workers
+_abandoned: list[CpuDevice] = []  # closed under a kernel that does not end: what it runs and uses stays mapped
 
 
 class CpuDevice:
@@ -129,6 +130,7 @@ class CpuDevice:
             queue.stop()
         joined = [queue.join() for queue in self._queues]
         if not all(joined):
+            _abandoned.append(self)
             raise DeviceHang("a kernel did not end while the cpu device was closed", evidence=described,
                              remedy="its memory is kept; look at the kernel's trip counts")
         self._workers_gone = True

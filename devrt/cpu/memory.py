@@ -1,8 +1,8 @@
 """Memory of the CPU device: a caching allocator over anonymous mappings, and the buffers cut from it.
 
 Small blocks (below 2 MiB) are cut from 8 MiB slabs; larger ones are mappings of their own. Both lie on 2 MiB pages
-where the kernel has them. A freed block keeps its pages and waits, by size class, for the next request of its class, so a
-large output page-faults once and not at every step.
+where the kernel has them. A freed block keeps its pages and waits, by size class, for the next request of its class, so
+a large output page-faults once and not at every step.
 
 The rule for memory that is freed while work is queued: a freed block is handed out again only when everything that had
 been submitted to any queue before the free is done. So neither another queue nor the host can overwrite what queued

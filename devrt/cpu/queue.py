@@ -21,6 +21,7 @@ from devrt.cpu.processor import words
 from devrt.cpu.signal import CpuSignal
 from devrt.device import CommandList, DeviceHang, InvalidArgument, Signal
 from devrt.ioctl.errors import reported_as
+from devrt.ioctl.system import view
 
 if TYPE_CHECKING:
     from devrt.cpu.device import CpuDevice
@@ -42,10 +43,13 @@ class CpuQueue:
         self._flight: deque[tuple[int, tuple[object, ...]]] = deque()  # what queued work uses, until it is done
         self._written = 0
         self._processor = device.processor
-        control_bytes = -(-(packets.QUEUE_BYTES + slots * packets.RING_WORDS * 8) // HUGE) * HUGE
-        self._nbytes = control_bytes + len(cores) * SCRATCH_BYTES
-        with reported_as(f"can't map the {name} queue"):
-            self._control = map_aligned(device.system, self._nbytes, HUGE)
+        nbytes = packets.QUEUE_BYTES + slots * packets.RING_WORDS * 8
+        # The ring outlives the workers, for a thread that asks for the queue's state while another closes it.
+        self._block = device.allocator.take(nbytes)
+        self._control = self._block.address
+        view(self._control, nbytes)[:] = bytes(nbytes)
+        with reported_as(f"can't map scratch memory for the {name} queue"):
+            self._scratch = map_aligned(device.system, len(cores) * SCRATCH_BYTES, HUGE)
         self._state = words(self._control)
         self._set("os", self._processor.os)
         self._set("ring", self._control + packets.QUEUE_BYTES)
@@ -54,7 +58,7 @@ class CpuQueue:
         self._threads = [threading.Thread(
             target=_serve, name=f"devrt-cpu-{name}-{index}", daemon=True,
             args=(self._processor.worker_main, self._control, index,
-                  self._control + control_bytes + index * SCRATCH_BYTES, core))
+                  self._scratch + index * SCRATCH_BYTES, core))
             for index, core in enumerate(cores)]
         for thread in self._threads:
             thread.start()
@@ -109,7 +113,8 @@ class CpuQueue:
         """Block until the queue's own timeline reaches `value`; see Signal.wait for the timeout and Ctrl-C."""
         if value > self.submitted:
             raise InvalidArgument(f"the {self.name} queue will not reach {value}",
-                                  evidence=f"{self.submitted} submissions so far", remedy="wait for what submit() returned")
+                                  evidence=f"{self.submitted} submissions so far",
+                                  remedy="wait for what submit() returned")
         self._timeline.wait(value, timeout_s)
         # Releasing references can wait for the next submission when another thread is just submitting.
         if self._lock.acquire(blocking=False):
@@ -137,15 +142,19 @@ class CpuQueue:
         self._processor.ring_stop(self._control)
 
     def join(self) -> bool:
-        """Wait for the workers (10 s at most each) and unmap the ring; False, leaving it, if a kernel still runs."""
+        """Wait for the workers (10 s at most each) and unmap their scratch; False, leaving it, if a kernel runs on."""
         for thread in self._threads:
             thread.join(JOIN_TIMEOUT_S)
         if any(thread.is_alive() for thread in self._threads):
             return False
         self._flight.clear()
-        self.device.system.munmap(self._control, self._nbytes)
-        self._state = words(0)
+        self.device.system.munmap(self._scratch, len(self._threads) * SCRATCH_BYTES)
         return True
+
+    def __del__(self) -> None:
+        block = getattr(self, "_block", None)
+        if block is not None:
+            self.device.allocator.drop(block)
 
     def after_fork(self) -> None:
         """In a forked child: the workers and whoever held the lock are not here."""

@@ -68,13 +68,13 @@ out.block:
 NOP = HEAD.format(name="nop") + "  ret void\n}\n"
 
 # A constant table, reached through a relocation: out[g] = table[g & 3].
-TABLE = "@table = private constant [4 x i64] [i64 11, i64 22, i64 33, i64 44]\n" + HEAD.format(name="table") + """
+TABLE = "@values = private constant [4 x i64] [i64 11, i64 22, i64 33, i64 44]\n" + HEAD.format(name="table") + """
   %out = load ptr, ptr %args
   br label %group
 group:
   %g = phi i64 [ %begin, %entry ], [ %g.next, %group ]
   %low = and i64 %g, 3
-  %from = getelementptr i64, ptr @table, i64 %low
+  %from = getelementptr i64, ptr @values, i64 %low
   %value = load i64, ptr %from
   %to = getelementptr i64, ptr %out, i64 %g
   store i64 %value, ptr %to
