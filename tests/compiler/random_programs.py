@@ -3,15 +3,15 @@
     python -m tests.compiler.random_programs --count 5000 --seed 1     a long run; failures are shrunk and printed
 
 A program is valid by construction: indexes are clamped, masked or affine and in range; each lane writes elements of its
-own; shared memory is fenced by barriers; loop bounds come from constants, the group and outer counters. NaN bits that LIR
-leaves open are made canonical before they can be seen (a store, a bitcast): each float register is known to be
+own; shared memory is fenced by barriers; loop bounds come from constants, the group and outer counters. NaN bits that
+LIR leaves open are made canonical before they can be seen (a store, a bitcast): each float register is known to be
 CANONICAL (no NaN but the canonical one), RAW (its bits came from memory and were only moved) or LOOSE.
 """
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,8 @@ from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import Builder, Param, Program, Reg, Shared
 from devrt.compiler.llvm import backend, target
+from devrt.device import CompileError, DevrtError
+from tests.compiler.shrink import shrink
 
 Arrays = dict[str, np.ndarray]
 TYPES = tuple(d for d in dt.ALL if d is not dt.int4)
@@ -32,9 +34,10 @@ INTS = tuple(d for d in TYPES if d.is_int)
 WIDE = (dt.float32, dt.float64)
 CANONICAL, RAW, LOOSE = range(3)
 LANES = (1, 2, 4, 8, 16, 32)
-SPECIAL_FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 2.0, 3.0, 127.0, 255.0, 448.0, 464.0, 480.0, 65504.0, 65520.0, -65536.0,
-                  2.0**-149, 2.0**-140, 2.0**-126, -2.0**-127, 2.0**-24, 2.0**-9, 2.0**-10, 2.0**-1074, 3.4e38, -1e300,
-                  2.0**31, -2.0**31, 2.0**32, 2.0**63, -2.0**63, 2.0**64, float("inf"), float("-inf"), float("nan"))
+SPECIAL_FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 2.0, 3.0, 127.0, 255.0, 448.0, 464.0, 480.0, 65504.0, 65520.0,
+                  -65536.0, 2.0**-149, 2.0**-140, 2.0**-126, -2.0**-127, 2.0**-24, 2.0**-9, 2.0**-10, 2.0**-1074,
+                  3.4e38, -1e300, 2.0**31, -2.0**31, 2.0**32, 2.0**63, -2.0**63, 2.0**64,
+                  float("inf"), float("-inf"), float("nan"))
 
 
 def special_data(dtype: DType, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -48,7 +51,8 @@ def special_data(dtype: DType, count: int, rng: np.random.Generator) -> np.ndarr
         edges = convert.encode(rng.choice(np.array(SPECIAL_FLOATS), count), dtype)
         small = np.where(rng.random(count) < 0.5, small, convert.encode(rng.uniform(-4, 4, count), dtype))
     else:
-        near = [v for k in (0, 1, 2, dtype.bits // 2, dtype.bits - 1, dtype.bits) for v in ((1 << k) - 1, 1 << k, -(1 << k))]
+        powers = [1 << k for k in (0, 1, 2, dtype.bits // 2, dtype.bits - 1, dtype.bits)]
+        near = [v for p in powers for v in (p - 1, p, -p)]
         near = [v for v in (*near, dtype.min, dtype.max, 0) if dtype.min <= v <= dtype.max]
         edges = rng.choice(np.array(near, storage), count)
     kind = rng.integers(0, 3, count)
@@ -83,7 +87,7 @@ class Generator:
 
     def input(self, dtype: DType) -> Param:
         p = self.b.param(f"in{len(self.arrays)}", dtype, self.count)
-        self.arrays[p.name] = special_data(dtype, self.count, self.data)
+        self.arrays[p.name] = aligned(special_data(dtype, self.count, self.data))
         return p
 
     def keep(self, r: Reg, bits: int = LOOSE) -> Reg:
@@ -177,9 +181,8 @@ class Generator:
 
     def statements(self, count: int) -> None:
         choices: list[tuple[Callable[[], object], int]] = [
-            (self.arithmetic, 16), (lambda: self.cast(self.pick(self.rng.choice(TYPES)), self.rng.choice(TYPES)), 5),
-            (self.select, 2), (self.bitcast, 2), (self.load_any, 4), (self.table, 1), (self.lane_op, 2), (self.canon, 1),
-            (self.ids, 1),
+            (self.arithmetic, 16), (self.cast_any, 5), (self.select, 2), (self.bitcast, 2), (self.load_any, 4),
+            (self.table, 1), (self.lane_op, 2), (self.canon, 1), (self.ids, 1),
         ]
         if len(self.visible) < 3:
             choices += [(self.loop, 1), (self.when, 1)]
@@ -203,6 +206,9 @@ class Generator:
         else:
             r = self.b.unary(op, args[0]) if arity == 1 else self.b.binary(op, *args)
             self.keep(r, CANONICAL if op == "canon" else LOOSE)
+
+    def cast_any(self) -> None:
+        self.cast(self.pick(self.rng.choice(TYPES)), self.rng.choice(TYPES))
 
     def canon(self) -> None:
         self.keep(self.b.canon(self.pick(self.rng.choice(WIDE))), CANONICAL)
@@ -340,7 +346,8 @@ class Generator:
                 self.counters.pop()
             return out
 
-        for r in b.loop(lo, hi, carried, body, step=self.rng.choice((1, 1, 2, 3)), unroll=self.rng.choice((1, 1, 2, 4))):
+        step, unroll = self.rng.choice((1, 1, 2, 3)), self.rng.choice((1, 1, 2, 4))
+        for r in b.loop(lo, hi, carried, body, step=step, unroll=unroll):
             self.keep(r)
 
     def when(self) -> None:
@@ -363,9 +370,18 @@ class Generator:
 # Comparison
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that starts at a multiple of 64 bytes, as LIR wants of arrays."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    out = room[start:start + array.nbytes].view(array.dtype)
+    out[:] = array
+    return out
+
+
 def copies(program: Program, arrays: Arrays) -> Arrays:
     """Copies of what a run writes; the rest as it is."""
-    return {p.name: arrays[p.name].copy() if p.writable else arrays[p.name] for p in program.params}
+    return {p.name: aligned(arrays[p.name]) if p.writable else arrays[p.name] for p in program.params}
 
 
 def interpreted(program: Program, arrays: Arrays, groups_at_once: int | None = None) -> Arrays:
@@ -395,8 +411,41 @@ def difference(program: Program, want: Arrays, got: Arrays) -> str:
         a, b = (x[p.name].view(f"u{x[p.name].dtype.itemsize}") for x in (want, got))
         if p.writable and (a != b).any():
             at = int(np.flatnonzero(a != b)[0])
-            return f"{p.name}[{at}]: {p.dtype} {want[p.name][at]} ({a[at]:#x}) wanted, {got[p.name][at]} ({b[at]:#x}) computed"
+            return (f"{p.name}[{at}] ({p.dtype}) should be {want[p.name][at]} = {a[at]:#x}, "
+                    f"is {got[p.name][at]} = {b[at]:#x}")
     return ""
+
+
+def disagreement(program: Program, arrays: Arrays, to: target.Target) -> str:
+    """How the machine code for `to` differs from the interpreter, or why there is none; "" if all is well.
+
+    Raises CompileError where the program breaks LIR's rules.
+    """
+    want = interpreted(program, arrays)
+    try:
+        return difference(program, want, compiled(program, arrays, to))
+    except DevrtError as e:
+        return str(e)
+
+
+def isolated(program: Program, arrays: Arrays, to: target.Target) -> str:
+    """`disagreement` in a process of its own, so that code that crashes is a failure like any other."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = "=" + disagreement(program, arrays, to)
+        except CompileError as e:
+            answer = "!" + str(e)
+        os.write(send, answer.encode())
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, "rb") as pipe:
+        answer = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    if answer.startswith("!"):
+        raise CompileError(answer[1:])
+    return answer[1:] if answer else f"the code crashed: signal {os.WTERMSIG(status)}"
 
 
 def targets() -> list[target.Target]:
@@ -405,14 +454,14 @@ def targets() -> list[target.Target]:
     return [host, target.named("x86-64-avx2")] if host.isa == "x86_64" and host.lanes == 16 else [host]
 
 
-def check(seed: int, *, lanes: int | None = None, size: int = 40) -> tuple[Generator, target.Target, str]:
+def check(seed: int, compare: Callable[[Program, Arrays, target.Target], str] = disagreement, *,
+          lanes: int | None = None, size: int = 40) -> tuple[Generator, target.Target, str]:
     """Compare one program on each target; returns it with the target and the difference, "" if there is none."""
     g = Generator(seed, lanes=lanes, size=size)
-    want = interpreted(g.program, g.arrays)
     for to in targets():
-        if why := difference(g.program, want, compiled(g.program, g.arrays, to)):
-            return g, to, why
-    return g, to, ""
+        if why := compare(g.program, g.arrays, to):
+            break
+    return g, to, why
 
 
 def main() -> int:
@@ -423,24 +472,21 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=40, help="statements a program")
     parser.add_argument("--verbose", action="store_true", help="print each seed before it runs")
     options = parser.parse_args()
-    faulthandler.enable()
-    from tests.compiler.shrink import shrink
 
     failures = 0
     for seed in range(options.seed, options.seed + options.count):
         if options.verbose:
             print("seed", seed, flush=True)
-        g, to, why = check(seed, lanes=options.lanes, size=options.size)
+        g, to, why = check(seed, isolated, lanes=options.lanes, size=options.size)
         if not why:
             continue
         failures += 1
 
         def differs(program: Program, g: Generator = g, to: target.Target = to) -> bool:
-            return bool(difference(program, interpreted(program, g.arrays), compiled(program, g.arrays, to)))
+            return bool(isolated(program, g.arrays, to))
 
         small = shrink(g.program, differs)
-        why = difference(small, interpreted(small, g.arrays), compiled(small, g.arrays, to))
-        print(f"seed {seed}, {to.cpu}: {why}\n{small}", flush=True)
+        print(f"seed {seed}, {to.cpu}: {isolated(small, g.arrays, to)}\n{small}", flush=True)
         for p in small.params:
             if not p.writable:
                 print(f"  {p.name} = {g.arrays[p.name].tolist()[:64]}")
