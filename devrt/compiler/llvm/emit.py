@@ -6,11 +6,12 @@ of the form base + stride*lane keep that form, so that a load knows whether it i
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
+import numpy as np
+
+from devrt.compiler import convert, lir
 from devrt.compiler import dtypes as dt
-from devrt.compiler import lir
 from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import Inst, Reg
 from devrt.compiler.llvm import narrow
@@ -27,14 +28,16 @@ def llvm_type(d: DType) -> str:
 
 
 def literal(d: DType, value: int | float | bool) -> str:
-    """A constant of type `d` in LLVM's spelling; floats as bits, so nothing is lost in decimal."""
+    """A constant of type `d` in LLVM's spelling; floats rounded to `d` and as bits, so nothing is lost in decimal."""
     if d.kind == "bool":
         return "true" if value else "false"
     if not d.is_float:
         return str(int(value))
-    if d is dt.float32:
-        value = struct.unpack("<f", struct.pack("<f", value))[0] if abs(value) <= 3.5e38 or value != value else value
-    return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+    rounded = convert.cast(np.array([value], np.float64), dt.float64, d)
+    if d.bits >= 32:  # LLVM writes a float as the double of its value
+        return f"0x{rounded.astype(np.float64).view(np.uint64)[0]:016X}"
+    bits = int(rounded.view(f"u{d.bits // 8}")[0])
+    return f"0xH{bits:04X}" if d is dt.float16 else str(bits)
 
 
 @dataclass
