@@ -1,0 +1,202 @@
+"""How a contraction is cut: register tile, K blocks, packing, groups. Depends on shapes and the machine's sizes only.
+
+Costs are in cycles of one core with two vector fma units and two load ports. They rank plans; they predict no times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SCRATCH = 4 << 20  # bytes a group may use
+_GROUP_FMAS = 1 << 19  # below this a group is too short for what handing it out costs
+_LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The machine: f32 lanes of a vector register, vector registers, data cache bytes of a core, cores."""
+
+    lanes: int
+    vector_registers: int
+    l1_bytes: int
+    l2_bytes: int
+    units: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What planning needs to know of a contraction; `bits` of an accumulator, `fused` where it is one fma."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    bits: int
+    fused: bool
+    a_contiguous: str
+    b_contiguous: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """`size` elements in `full` tiles of `tile` and, unless 0, one of `rest`; split over `parts` groups."""
+
+    size: int
+    tile: int
+    parts: int
+
+    @property
+    def full(self) -> int:
+        return self.size // self.tile
+
+    @property
+    def rest(self) -> int:
+        return self.size % self.tile
+
+    @property
+    def tiles(self) -> int:
+        return self.full + (self.rest > 0)
+
+    @property
+    def most(self) -> int:
+        """Tiles of the largest share."""
+        return -(-self.tiles // self.parts)
+
+    def split(self, parts: int) -> Axis:
+        return Axis(self.size, self.tile, parts)
+
+
+@dataclass(frozen=True)
+class ContractionPlan:
+    """The cut. m.tile x n.tile is the register tile; the last K block may be shorter than `k_block`."""
+
+    lanes: int
+    m: Axis
+    n: Axis
+    k_block: int
+    k_blocks: int
+    batch_parts: int
+    pack_a: bool
+    pack_b: bool
+    scratch_bytes: int
+
+    @property
+    def groups(self) -> int:
+        return self.batch_parts * self.m.parts * self.n.parts
+
+    def __str__(self) -> str:
+        packed = " and ".join(name for name, is_so in (("A", self.pack_a), ("B", self.pack_b)) if is_so)
+        return (f"tile {self.m.tile}x{self.n.tile} ({self.m.tile}x{-(-self.n.tile // self.lanes)} vectors), "
+                f"k {self.k_blocks} x {self.k_block}, {packed or 'nothing'} packed, "
+                f"groups {self.groups} = {self.batch_parts} batch x {self.m.parts} m x {self.n.parts} n, "
+                f"scratch {self.scratch_bytes / 1024:.0f} KiB")
+
+
+def plan_shape(s: Shape, t: Tuning) -> ContractionPlan:
+    """The cheapest plan by the cost model, for the machine `t`."""
+    words = max(1, s.bits // 32)
+    rows, vectors = _register_tile(s, t, words)
+    m, n = Axis(s.m, rows, 1), Axis(s.n, min(vectors * t.lanes, max(1, s.n)), 1)
+    if s.n > n.tile or n.tile % t.lanes:
+        n = Axis(s.n, -(-n.tile // t.lanes) * t.lanes, 1)
+    best: tuple[float, ContractionPlan] | None = None
+    for candidate in _candidates(s, t, m, n, words):
+        cost = _cost(s, t, candidate, words)
+        if best is None or cost < best[0]:
+            best = cost, candidate
+    assert best is not None
+    return best[1]
+
+
+def _tile_cycles(rows: int, vectors: int, words: int, fused: bool) -> float:
+    """Cycles a k: the fma units, the load ports, the latency of short tiles; and a little for B's way from L2."""
+    fmas = rows * vectors * words * (1 if fused else 3)
+    return max(fmas / 2, (rows + vectors * words) / 2, _LATENCY / 2) + 0.25 * vectors * words + 0.05 * rows
+
+
+def _axis_tiles(size: int, tile: int) -> list[tuple[int, int]]:
+    """(how many, elements) of each kind of tile."""
+    return [(count, width) for count, width in ((size // tile, tile), (1, size % tile)) if count and width]
+
+
+def _register_tile(s: Shape, t: Tuning, words: int) -> tuple[int, int]:
+    """Rows and vectors: accumulators, one vector of b a column and one broadcast a fit the registers."""
+    best = (float("inf"), 1, 1)
+    spare = t.vector_registers - words * (1 if s.fused else 2)
+    for vectors in range(1, max(1, min(8, -(-s.n // t.lanes), spare // words - 1)) + 1):
+        for rows in range(1, max(1, min((spare // words - vectors) // vectors, s.m)) + 1):
+            kinds = [(cm * cn, r, -(-w // t.lanes)) for cm, r in _axis_tiles(s.m, rows)
+                     for cn, w in _axis_tiles(s.n, vectors * t.lanes)]
+            cycles = sum(count * _tile_cycles(r, v, words, s.fused) for count, r, v in kinds)
+            # Every kind of tile is code to compile.
+            best = min(best, (cycles * (1 + 0.01 * len(kinds)), rows, vectors))
+    return best[1], best[2]
+
+
+def _k_block(s: Shape, t: Tuning, rows: int, width: int) -> tuple[int, int]:
+    """Length and number of K blocks: a strip of A and a panel of B share L1."""
+    longest = max(t.lanes, t.l1_bytes // ((rows + width) * s.bits // 8))
+    blocks = max(1, -(-s.k // longest))
+    length = -(-max(1, s.k) // blocks)
+    return (-(-length // t.lanes) * t.lanes, blocks) if blocks > 1 else (max(1, s.k), 1)
+
+
+def _candidates(s: Shape, t: Tuning, m: Axis, n: Axis, words: int) -> Iterator[ContractionPlan]:
+    """Every sensible grid of groups that fits the scratch memory; the last one always does."""
+    work = max(1, s.m * s.n * s.k)
+    per_group = max(1, min(s.batch // (4 * t.units), -(-_GROUP_FMAS // work)))
+    batch_parts = -(-max(1, s.batch) // per_group)
+    found = False
+    for m_parts in _parts(m.tiles):
+        for n_parts in _parts(n.tiles):
+            small = work // (m_parts * n_parts) < _GROUP_FMAS and m_parts * n_parts > 1
+            if small or (found and batch_parts * m_parts * n_parts > 64 * t.units):
+                continue
+            p = _fit(s, t, m.split(m_parts), n.split(n_parts), batch_parts)
+            if p.scratch_bytes <= SCRATCH and _block_bytes(s, p) <= t.l2_bytes * 3 // 4:
+                found = True
+                yield p
+    if not found:
+        yield _fit(s, t, m.split(max(1, m.tiles)), n.split(max(1, n.tiles)), batch_parts)
+
+
+def _parts(tiles: int) -> list[int]:
+    return sorted({p for p in (*range(1, 17), 20, 24, 32, 48, 64, 96, 128, 256) if p <= max(1, tiles)})
+
+
+def _fit(s: Shape, t: Tuning, m: Axis, n: Axis, batch_parts: int) -> ContractionPlan:
+    """The plan of one grid: packing pays where a packed element is used several times, or read out of order."""
+    pack_b = {"k": True, "n": m.most >= 4 and _far(s, t), "": m.most >= 2}[s.b_contiguous]
+    pack_a = n.most >= (2 if s.a_contiguous == "" else 3)
+    k_block, k_blocks = _k_block(s, t, m.tile, n.tile) if pack_b else (max(1, s.k), 1)
+    size = s.bits // 8
+    tiles = m.most * n.most if k_blocks > 1 else 1
+    rounded = -(-m.tile // t.lanes) * t.lanes
+    strip = max(k_block * rounded, m.tile * (k_block + 2 * t.lanes)) if pack_a else 0
+    square = -(-k_block // t.lanes) * t.lanes
+    scratch = size * (tiles * m.tile * n.tile + strip + (n.most * square * n.tile if pack_b else 0))
+    return ContractionPlan(t.lanes, m, n, square if pack_b else k_block, k_blocks, batch_parts, pack_a, pack_b, scratch)
+
+
+def _far(s: Shape, t: Tuning) -> bool:
+    return s.k * s.n * s.bits // 8 > t.l1_bytes and s.n * s.bits // 8 >= 2048
+
+
+def _block_bytes(s: Shape, p: ContractionPlan) -> int:
+    return p.n.most * p.n.tile * p.k_block * s.bits // 8 if p.pack_b else 0
+
+
+def _cost(s: Shape, t: Tuning, p: ContractionPlan, words: int) -> float:
+    """Cycles until the last unit is done: the largest groups' work, in turns; fewer turns balance noise worse."""
+    per_group = -(-s.batch // p.batch_parts)
+    rows, columns = min(s.m, p.m.most * p.m.tile), min(s.n, p.n.most * p.n.tile)
+    vectors = -(-p.n.tile // t.lanes)
+    cycles = p.m.most * p.n.most * _tile_cycles(p.m.tile, vectors, words, s.fused) * s.k
+    first = s.k * words * (rows + columns) * 0.5  # the way from memory, and packing
+    spill = (p.k_blocks - 1) * rows * columns * words / t.lanes
+    # B in place and too large for L1: every strip walks down columns of it, a page a row.
+    walk = 0.0 if p.pack_b or not _far(s, t) else 2.0 * p.m.most * p.n.most * vectors * words * s.k
+    group = per_group * (cycles + first + spill + walk + 200)
+    turns = -(-p.groups // t.units)
+    return turns * group * (1 + 0.1 / (p.groups / t.units))
