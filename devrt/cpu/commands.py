@@ -98,9 +98,8 @@ class CpuCommandList:
     def address(self) -> int:
         return self.words.buffer_info()[0]
 
-    def name_of(self, address: int) -> str:
-        """What the command at `address` is, or "" where this list does not hold it."""
-        word = (address - self.address()) // 8
+    def name_of(self, word: int) -> str:
+        """What the command at that word is, or "" where none begins there."""
         if word not in self.offsets:
             return ""
         index = self.offsets.index(word)

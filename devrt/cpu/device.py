@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import os
 import threading
@@ -21,6 +22,7 @@ from devrt.device import (
     DeviceLost,
     DevrtError,
     InvalidArgument,
+    OutOfMemory,
     Placement,
     Properties,
 )
@@ -31,7 +33,6 @@ COPY_WORKERS = 2  # streaming copies saturate memory with few threads, and more 
 DRAIN_TIMEOUT_S = 5.0
 
 _open: set[CpuDevice] = set()  # devices with running workers
-_abandoned: list[CpuDevice] = []  # closed under a kernel that does not end: what it runs and uses stays mapped
 
 
 class CpuDevice:
@@ -52,7 +53,12 @@ class CpuDevice:
         self.properties: Properties = properties(self.system, self.processor, len(cores), limit, SCRATCH_BYTES)
         self.compute = CpuQueue(self, "compute", cores)
         # Copies overlap with kernels, so their workers go wherever a core is free.
-        self.transfer = CpuQueue(self, "transfer", [None] * min(COPY_WORKERS, len(cores)))
+        try:
+            self.transfer = CpuQueue(self, "transfer", [None] * min(COPY_WORKERS, len(cores)))
+        except OutOfMemory:
+            self.compute.stop()
+            self.compute.join()
+            raise
         self._queues = (self.compute, self.transfer)
         _open.add(self)
 
@@ -130,7 +136,8 @@ class CpuDevice:
             queue.stop()
         joined = [queue.join() for queue in self._queues]
         if not all(joined):
-            _abandoned.append(self)
+            # What the kernel runs and uses must stay, even while the interpreter takes its modules apart.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
             raise DeviceHang("a kernel did not end while the cpu device was closed", evidence=described,
                              remedy="its memory is kept; look at the kernel's trip counts")
         self._workers_gone = True

@@ -19,7 +19,7 @@ from devrt.cpu.memory import HUGE, map_aligned
 from devrt.cpu.packets import QUEUE
 from devrt.cpu.processor import words
 from devrt.cpu.signal import CpuSignal
-from devrt.device import CommandList, DeviceHang, InvalidArgument, Signal
+from devrt.device import CommandList, DeviceHang, InvalidArgument, OutOfMemory, Signal
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.system import view
 
@@ -40,28 +40,25 @@ class CpuQueue:
         self.submitted = 0  # value the timeline reaches when all submitted work is done
         self._timeline = CpuSignal(device)
         self._lock = threading.Lock()
-        self._flight: deque[tuple[int, tuple[object, ...]]] = deque()  # what queued work uses, until it is done
+        # What queued work uses, until it is done: value, list, its words as submitted, profile and signals.
+        self._flight: deque[tuple[int, CpuCommandList, array[int], tuple[object, ...]]] = deque()
         self._written = 0
         self._processor = device.processor
         nbytes = packets.QUEUE_BYTES + slots * packets.RING_WORDS * 8
+        self._scratch_bytes = len(cores) * SCRATCH_BYTES
         # The ring outlives the workers, for a thread that asks for the queue's state while another closes it.
         self._block = device.allocator.take(nbytes)
         self._control = self._block.address
         view(self._control, nbytes)[:] = bytes(nbytes)
         with reported_as(f"can't map scratch memory for the {name} queue"):
-            self._scratch = map_aligned(device.system, len(cores) * SCRATCH_BYTES, HUGE)
+            self._scratch = map_aligned(device.system, self._scratch_bytes, HUGE)
         self._state = words(self._control)
         self._set("os", self._processor.os)
         self._set("ring", self._control + packets.QUEUE_BYTES)
         self._set("mask", slots - 1)
         self._set("workers", len(cores))
-        self._threads = [threading.Thread(
-            target=_serve, name=f"devrt-cpu-{name}-{index}", daemon=True,
-            args=(self._processor.worker_main, self._control, index,
-                  self._scratch + index * SCRATCH_BYTES, core))
-            for index, core in enumerate(cores)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._start(cores)
 
     @property
     def completed(self) -> int:
@@ -102,7 +99,7 @@ class CpuQueue:
             count = len(staged) // packets.RING_WORDS
             self._retire()
             self._reserve(count)
-            self._flight.append((value, (commands, commands.words, profile, wait, signal)))
+            self._flight.append((value, commands, commands.words, (profile, *wait, *signal)))
             commands.flight[self] = value
             self.submitted = value
             self._written += count
@@ -132,8 +129,13 @@ class CpuQueue:
         text = (f"{self.name} queue: {self.completed} of {self.submitted} submissions done, ring read "
                 f"{self._get('read')} of {self._written}, {self._get('executed')} commands executed")
         current = self._get("current")
-        for _, (commands, *_) in list(self._flight):
-            if isinstance(commands, CpuCommandList) and current and (name := commands.name_of(current)):
+        slot = (current - self._control - packets.QUEUE_BYTES) // 8
+        if 0 <= slot < self.slots * packets.RING_WORDS:
+            at = packets.QUEUE_BYTES // 8 + slot
+            packet = packets.dump([int(self._state[at + i]) for i in range(packets.RING_WORDS)])
+            return f"{text}, at {' '.join(packet.split()[1:])}"
+        for _, commands, submitted, _ in list(self._flight):
+            if name := commands.name_of((current - submitted.buffer_info()[0]) // 8):
                 return f"{text}, at {name}"
         return text
 
@@ -148,7 +150,7 @@ class CpuQueue:
         if any(thread.is_alive() for thread in self._threads):
             return False
         self._flight.clear()
-        self.device.system.munmap(self._scratch, len(self._threads) * SCRATCH_BYTES)
+        self.device.system.munmap(self._scratch, self._scratch_bytes)
         return True
 
     def __del__(self) -> None:
@@ -160,6 +162,20 @@ class CpuQueue:
         """In a forked child: the workers and whoever held the lock are not here."""
         self._lock = threading.Lock()
         self._threads = []
+
+    def _start(self, cores: Sequence[int | None]) -> None:
+        for index, core in enumerate(cores):
+            scratch = self._scratch + index * SCRATCH_BYTES
+            thread = threading.Thread(target=_serve, name=f"devrt-cpu-{self.name}-{index}", daemon=True,
+                                      args=(self._processor.worker_main, self._control, index, scratch, core))
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self.stop()
+                self.join()
+                raise OutOfMemory(f"can't start worker {index} of the {self.name} queue", evidence=str(error),
+                                  remedy="raise the limit on threads (`ulimit -u`)") from error
+            self._threads.append(thread)
 
     def _signal_address(self, signal: Signal, value: int) -> int:
         if not isinstance(signal, CpuSignal) or signal.device is not self.device:

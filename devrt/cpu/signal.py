@@ -46,7 +46,7 @@ class CpuSignal:
         it runs out, DeviceLost when the device is closed meanwhile. Ctrl-C works.
         """
         device, processor = self.device, self.device.processor
-        progress: tuple[int, ...] = ()
+        progress: tuple[int, ...] = () if timeout_s is None else (self.value, *device.progress())
         started = time.monotonic()
         while True:
             device.check()

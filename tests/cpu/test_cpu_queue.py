@@ -200,9 +200,16 @@ def test_a_hang_names_the_command(device: CpuDevice, step: CpuProgram) -> None:
     commands = device.command_list()
     commands.dispatch(step, [buffer], 1)
     value = device.compute.submit(commands, wait=[(go, 1)])
-    with pytest.raises(DeviceHang, match="compute queue"):
+    with pytest.raises(DeviceHang, match=f"at WAIT {go.address:#x} 0x1"):
         device.compute.wait(value, 0.05)
     go.signal(1)
+    device.compute.wait(value, 30)
+    slow = device.command_list()
+    slow.timestamp(buffer, 0)
+    slow.dispatch(device.load(image(BUSY), "busy"), [1_000_000_000], 1)
+    value = device.compute.submit(slow)
+    with pytest.raises(DeviceHang, match="command 1 of 2, busy"):
+        device.compute.wait(value, 0.03)
     device.compute.wait(value, 30)
 
 
