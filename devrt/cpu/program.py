@@ -3,6 +3,8 @@
 An object is laid out in one mapping, relocated while it is writable and then made executable: no page is ever both.
 It may hold code and constants only. Writable data would be state that outlives a dispatch, and an undefined symbol
 would be code that nobody vouches for, so both are refused.
+
+The reader is `struct` and not pyelftools: that takes longer to import than all kernels of a model take to load.
 """
 
 from __future__ import annotations

@@ -180,3 +180,19 @@ def test_close_reports_a_kernel_that_does_not_end(monkeypatch: pytest.MonkeyPatc
         device.close()
     with pytest.raises(DeviceLost):
         device.alloc(8)
+
+
+def test_measured_peaks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from devrt.cpu import probe
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(probe, "COPY_BYTES", 16 << 20)
+    monkeypatch.setattr(probe, "FMA_TURNS", 20_000)
+    device = CpuDevice()
+    assert device.properties.memory_bytes_per_s == 0.0
+    peaks = probe.measure(device)
+    assert device.properties.memory_bytes_per_s == peaks.memory_bytes_per_s > 1e8
+    device.close()
+    again = CpuDevice()
+    assert again.properties.peak_f32_flops_per_s == peaks.f32_flops_per_s > 1e8
+    again.close()

@@ -397,3 +397,31 @@ def test_close_drops_what_is_queued_and_wakes_waiters() -> None:
         with pytest.raises(DeviceLost):
             use()
     device.close()
+
+
+@pytest.mark.parametrize("spins", [0, 3, 2000])
+def test_more_workers_than_cores_lose_no_group(device: CpuDevice, shift: CpuProgram, spins: int) -> None:
+    """Helpers that come late, sleep at once or are preempted mid-chunk: every path of claiming a chunk."""
+    usual, device.processor._os[4] = device.processor._os[4], spins
+    queue = CpuQueue(device, "crowd", [None] * 5)
+    try:
+        sizes = [1, 2, 3, 5, 40, 41, 500, 2, 1]
+        top = max(sizes)
+        a, b = device.alloc(8 * top), device.alloc(8 * top)
+        commands = device.command_list()
+        for i in range(200):
+            size = sizes[i % len(sizes)]
+            commands.dispatch(shift, [b, a, size, i], size)
+            commands.dispatch(shift, [a, b, size, 1], size)
+        for _ in range(3):
+            expected = np.arange(top, dtype=np.uint64)
+            array_of(a)[:] = expected
+            queue.wait(queue.submit(commands), 60)
+            for i in range(200):
+                size = sizes[i % len(sizes)]
+                expected[:size] = np.roll(expected[:size], -2) + np.uint64(i + 1)
+            np.testing.assert_array_equal(array_of(a), expected)
+    finally:
+        device.processor._os[4] = usual
+        queue.stop()
+        assert queue.join()
