@@ -1,8 +1,8 @@
 """The exact tier's exp2, log2 and sin: LIR that gives the same bits on every device, at most 1 ulp off.
 
 Each function takes a float32 or float64 register and returns one of the same type. It works in that type and in
-integers only, so float32 code needs no float64 unit. The common path is straight; what few arguments need (results below
-the normal numbers, huge arguments, infinities, NaN) stands in `when` blocks.
+integers only, so float32 code needs no float64 unit. The common path is straight; what few arguments need (results
+below the normal numbers, huge arguments, infinities, NaN) stands in `when` blocks.
 
 Sources: W. Cody, W. Waite, "Software Manual for the Elementary Functions" 1980 (reduction in two or three constants);
 M. Payne, R. Hanek, "Radian reduction for trigonometric functions" 1983; J.-M. Muller, "Elementary Functions" 2016.
@@ -11,7 +11,8 @@ The polynomials are derived in tests/compiler/coefficients.py; the measured erro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from devrt.compiler import coefficients as co
@@ -36,7 +37,9 @@ class Format:
     half_pi: tuple[float, ...]
     two_over_pi: float
     log2e: tuple[float, ...]
-    reduce_below: float               # sin: |x| below this is reduced with half_pi, the rest by Payne and Hanek
+    sqrt_half: int                    # the bits of sqrt(1/2)
+    reduce_below: float               # sin: |x| below this is reduced with half_pi, the rest
+    reduce: Callable[[Builder, Format, Reg], list[Reg]]  # by Payne and Hanek
 
     @property
     def round(self) -> float:
@@ -46,14 +49,6 @@ class Format:
     @property
     def sign(self) -> int:
         return 1 << self.uint.bits - 1
-
-
-F32 = Format(dt.float32, dt.int32, dt.uint32, 23, 127, co.EXP2_F32, co.LOG2_F32, co.SIN_F32, co.COS_F32,
-             co.HALF_PI_F32, co.TWO_OVER_PI_F32[0], co.LOG2E_F32, 2.0 ** 17)
-
-
-def format_of(x: Reg) -> Format:
-    return F32
 
 
 def polynomial(b: Builder, t: Reg, c: Sequence[float]) -> Reg:
@@ -105,19 +100,15 @@ def exp2(b: Builder, x: Reg) -> Reg:
 def _split(b: Builder, f: Format, x: Reg) -> tuple[Reg, Reg]:
     """(m, e) with x = m*2^e and 1/sqrt(2) <= m < sqrt(2), for positive normal x; e as a float."""
     bits = b.bitcast(x, f.int)
-    above = b.sub(bits, b.const(f.int, _SQRT_HALF[f.float]))
+    above = b.sub(bits, b.const(f.int, f.sqrt_half))
     e = b.shr(above, b.const(f.int, f.fraction))
     m = b.sub(bits, b.shl(e, b.const(f.int, f.fraction)))
     return b.bitcast(m, f.float), b.cast(e, f.float)
 
 
-_SQRT_HALF = {dt.float32: 0x3f3504f3, dt.float64: 0x3fe6a09e667f3bcd}
-
-
 def log2(b: Builder, x: Reg) -> Reg:
     """The binary logarithm: -inf at 0, NaN below."""
     f = format_of(x)
-    one = b.const(f.float, 1.0)
     bits = b.bitcast(x, f.uint)
     least = b.const(f.uint, 1 << f.fraction)
     span = ((2 * f.bias + 1) << f.fraction) - (1 << f.fraction)
@@ -168,7 +159,7 @@ def sin(b: Builder, x: Reg, quarter: int = 0) -> Reg:
     r = b.add(r1, b.mul(n, p2))  # no fma: so r1 - r is exact, and low is what the product and the sum have lost
     low = b.fma(n, p3, b.fma(n, p2, b.sub(r1, r)))
     rare = b.not_(b.lt(ax, b.const(f.float, f.reduce_below)))
-    q, r, low = b.when(rare, [b.bitcast(t, f.uint), r, low], lambda: _payne_hanek_f32(b, ax))
+    q, r, low = b.when(rare, [b.bitcast(t, f.uint), r, low], lambda: f.reduce(b, f, ax))
     if quarter % 4:
         q = b.add(q, b.const(f.uint, quarter % 4))
 
@@ -187,31 +178,89 @@ def sin(b: Builder, x: Reg, quarter: int = 0) -> Reg:
     return b.bitcast(b.xor(y, b.and_(turn, b.const(f.uint, f.sign))), f.float)
 
 
-def _payne_hanek_f32(b: Builder, ax: Reg) -> list[Reg]:
-    """(quadrant, r, low) of any |x| at least 1; r is NaN where |x| is infinite or NaN.
+# Both reductions below take any |x| at least 1 and return (quadrant, r, low); r is NaN where |x| is infinite or NaN.
+#
+# |x| = m*2^s with an integer m. Those bits of 2/pi that are worth 4 or more after scaling by 2^s add whole turns only,
+# so a window of bits from there on suffices: m times it, modulo the window's size, is the quadrant (the first 2 bits)
+# and the fraction of a quarter turn. The window is long enough to leave all bits needed in the worst case, the float
+# nearest to a multiple of pi/2: 2^-29 (float32) and 2^-62 (float64) of a quarter turn away.
 
-    |x| = m*2^s with a 24-bit integer m. Bits of 2/pi worth 4 and more after scaling by 2^s only add whole turns, so 96 bits
-    from there on suffice: m times them, modulo 2^96, is the quadrant (2 bits) and its fraction, of which 62 bits are kept.
-    The nearest that a float32 comes to a multiple of pi/2 leaves 33 of them.
-    """
+
+def _window(b: Builder, first: Reg, count: int, total: int) -> list[Reg]:
+    """`count` 32-bit words, in uint64, of the bits of 2/pi from bit `first` on; `total` words are in reach."""
+    i32, u32 = dt.int32, dt.uint32
+    first = b.max(first, b.const(i32, 0))  # lanes that do not need the result compute it all the same
+    word, shift = b.shr(first, b.const(i32, 5)), b.bitcast(b.and_(first, b.const(i32, 31)), u32)
+    back = b.sub(b.const(u32, 32), shift)
+    words = [b.table(u32, co.TWO_OVER_PI_WORDS[:total], b.add(word, b.const(i32, k))) for k in range(count + 1)]
+    return [b.cast(b.or_(b.shl(v, shift), b.shr(w, back)), dt.uint64) for v, w in itertools.pairwise(words)]
+
+
+def _quadrant(b: Builder, product: Reg) -> Reg:
+    """The nearest quarter turn, from the top 64 bits of the product."""
+    u64 = dt.uint64
+    return b.shr(b.add(b.shr(product, b.const(u64, 61)), b.const(u64, 1)), b.const(u64, 1))
+
+
+def _radians(b: Builder, f: Format, ax: Reg, turn: Reg, rest: Reg) -> list[Reg]:
+    """(turn + rest) in units of 2^-64 quarter turns as r + low; NaN where ax is not finite."""
+    c, c_low = (b.const(f.float, p * 2.0 ** -64) for p in f.half_pi[:2])
+    r = b.mul(turn, c)
+    low = b.fma(turn, c_low, b.fma(rest, c, b.fma(turn, c, b.neg(r))))
+    total = b.add(r, low)
+    return [b.add(total, b.sub(ax, ax)), b.add(b.sub(r, total), low)]
+
+
+def _rounded_off(b: Builder, f: Format, n: Reg) -> tuple[Reg, Reg]:
+    """The int64 n as a float, and what that lost."""
+    high = b.cast(n, f.float)
+    return high, b.cast(b.sub(n, b.cast(high, dt.int64)), f.float)
+
+
+def _payne_hanek_f32(b: Builder, f: Format, ax: Reg) -> list[Reg]:
+    """24-bit m, 96-bit window, of whose product the top 64 bits are kept."""
     u32, u64 = dt.uint32, dt.uint64
     bits = b.bitcast(ax, u32)
     exponent = b.bitcast(b.shr(bits, b.const(u32, 23)), dt.int32)
     m = b.cast(b.or_(b.and_(bits, b.const(u32, 0x7fffff)), b.const(u32, 0x800000)), u64)
-    first = b.max(b.sub(exponent, b.const(dt.int32, 120)), b.const(dt.int32, 0))
-    word, shift = b.shr(first, b.const(dt.int32, 5)), b.bitcast(b.and_(first, b.const(dt.int32, 31)), u32)
-    back = b.sub(b.const(u32, 32), shift)
-    words = [b.table(u32, co.TWO_OVER_PI_WORDS[:9], b.add(word, b.const(dt.int32, k))) for k in range(4)]
-    w0, w1, w2 = (b.cast(b.or_(b.shl(a, shift), b.shr(c, back)), u64) for a, c in zip(words, words[1:], strict=False))
+    w0, w1, w2 = _window(b, b.sub(exponent, b.const(dt.int32, 120)), 3, 9)
     half = b.const(u64, 32)
     product = b.add(b.add(b.shl(b.mul(m, w0), half), b.mul(m, w1)), b.shr(b.mul(m, w2), half))
-    one = b.const(u64, 1)
-    quadrant = b.cast(b.shr(b.add(b.shr(product, b.const(u64, 61)), one), one), u32)
-    fraction = b.bitcast(b.shl(product, b.const(u64, 2)), dt.int64)  # of a quarter turn, in units of 2^-64
-    high = b.cast(fraction, dt.float32)
-    rest = b.cast(b.sub(fraction, b.cast(high, dt.int64)), dt.float32)
-    c, c_low = (b.const(dt.float32, p * 2.0 ** -64) for p in co.HALF_PI_F32[:2])
-    r = b.mul(high, c)
-    low = b.fma(high, c_low, b.fma(rest, c, b.fma(high, c, b.neg(r))))
-    total = b.add(r, low)
-    return [quadrant, b.add(total, b.sub(ax, ax)), b.add(b.sub(r, total), low)]
+    fraction = b.bitcast(b.shl(product, b.const(u64, 2)), dt.int64)
+    return [b.cast(_quadrant(b, product), u32), *_radians(b, f, ax, *_rounded_off(b, f, fraction))]
+
+
+def _payne_hanek_f64(b: Builder, f: Format, ax: Reg) -> list[Reg]:
+    """53-bit m in two words, 192-bit window, of whose product the top 128 bits are kept, but for their last carries."""
+    u64 = dt.uint64
+    bits = b.bitcast(ax, u64)
+    exponent = b.cast(b.shr(bits, b.const(u64, 52)), dt.int32)
+    word, half, two = b.const(u64, 0xffffffff), b.const(u64, 32), b.const(u64, 2)
+    m0 = b.and_(bits, word)
+    m1 = b.or_(b.and_(b.shr(bits, half), b.const(u64, 0xfffff)), b.const(u64, 0x100000))
+    w = _window(b, b.sub(exponent, b.const(dt.int32, 1045)), 6, len(co.TWO_OVER_PI_WORDS))
+    by0, by1 = [b.mul(m0, v) for v in w[:5]], [b.mul(m1, v) for v in w]
+    column = [b.add(b.add(b.and_(by0[k], word), b.shr(by0[k + 1], half)),
+                    b.add(b.and_(by1[k + 1], word), b.shr(by1[k + 2], half))) for k in range(4)]
+    column[2] = b.add(column[2], b.shr(column[3], half))
+    column[1] = b.add(column[1], b.shr(column[2], half))
+    high = b.add(b.shl(column[0], half), column[1])
+    low = b.or_(b.shl(column[2], half), b.and_(column[3], word))
+
+    fraction = b.bitcast(b.or_(b.shl(high, two), b.shr(low, b.const(u64, 62))), dt.int64)
+    tail = b.mul(b.cast(b.shl(low, two), f.float), b.const(f.float, 2.0 ** -64))
+    turn, rest = _rounded_off(b, f, fraction)
+    rest = b.add(rest, tail)
+    total = b.add(turn, rest)
+    return [_quadrant(b, high), *_radians(b, f, ax, total, b.add(b.sub(turn, total), rest))]
+
+
+F32 = Format(dt.float32, dt.int32, dt.uint32, 23, 127, co.EXP2_F32, co.LOG2_F32, co.SIN_F32, co.COS_F32,
+             co.HALF_PI_F32, co.TWO_OVER_PI_F32[0], co.LOG2E_F32, 0x3f3504f3, 2.0 ** 17, _payne_hanek_f32)
+F64 = Format(dt.float64, dt.int64, dt.uint64, 52, 1023, co.EXP2_F64, co.LOG2_F64, co.SIN_F64, co.COS_F64,
+             co.HALF_PI_F64, co.TWO_OVER_PI_F64[0], co.LOG2E_F64, 0x3fe6a09e667f3bcd, 2.0 ** 30, _payne_hanek_f64)
+_FORMATS = {dt.float32: F32, dt.float64: F64}
+
+
+def format_of(x: Reg) -> Format:
+    return _FORMATS[x.dtype]

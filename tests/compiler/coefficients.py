@@ -3,10 +3,11 @@
     python -m tests.compiler.coefficients           measure every table against its function, in many digits
     python -m tests.compiler.coefficients --write   derive every table again and rewrite the module
 
-A table P approximates g on [lo, hi] so that max |w*(g - P)| is least, where w*(g - P) is the relative error that P causes
-in the function it serves. An exchange algorithm (E. Remez, E. Stiefel) gives the real coefficients; they are then rounded one after the other
-from the lowest power up, the remaining ones being fitted again after each rounding, so that the later ones take up what
-the earlier lost (N. Brisebarre, J.-M. Muller, A. Tisserand 2006 state the problem; this greedy order is enough here).
+A table P approximates g on [lo, hi] so that max |w*(g - P)| is least, where w*(g - P) is the relative error that P
+causes in the function it serves. An exchange algorithm (E. Remez, E. Stiefel) gives the real coefficients. They are then
+rounded one after the other from the lowest power up, the remaining ones being fitted again after each rounding, so that
+the later ones take up what the earlier lost (N. Brisebarre, J.-M. Muller, A. Tisserand 2006 state the problem; this
+greedy order is enough here).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import mpmath as mp
-import numpy as np
 
 Real = Any  # mpmath.mpf
 mp.mp.prec = 200
@@ -112,15 +112,24 @@ def error(s: Spec, coefficients: Any) -> Real:
     return max(abs(s.w(t) * (s.g(t) - horner(coefficients, t))) for t in grid(s.lo, s.hi, 1009))
 
 
-def _log1p(f: Real) -> Real:
-    return mp.log1p(f)
-
-
 SQ = mp.sqrt(mp.mpf(2))
 LN2 = mp.log(2)
 QUARTER = (mp.pi / 4 * (1 + mp.mpf(2) ** -8)) ** 2   # a little beyond pi/4: the rounded quotient may be off there
 LOG2E = {24: rounded(1 / LN2, 24), 53: rounded(1 / LN2, 53)}
+ERF1 = {bits: rounded(2 / mp.sqrt(mp.pi), bits) for bits in (24, 53)}
+ATANH = ((SQ - 1) / (SQ + 1)) ** 2
+TAIL = 3    # where the variable of the tail of the normal distribution is 0
 HALF = mp.mpf("0.5") + mp.mpf(2) ** -12
+
+
+def tail(a: Real) -> Real:
+    """(1 + a)*exp(a^2/2)*Phi(-a), of which M. Shepherd and J. Laframboise 1981 approximate a relative."""
+    return (1 + a) * mp.exp(a * a / 2) * mp.erfc(a / SQ) / 2
+
+
+def atanh_tail(z: Real, k: int) -> Real:
+    """(atanh(s)/s - the first k terms of its series)/z^k with z = s^2."""
+    return mp.nsum(lambda n: z ** int(n) / (2 * int(n) + 2 * k + 1), [0, 60], method="d")
 
 
 def specs() -> list[Spec]:
@@ -133,19 +142,30 @@ def specs() -> list[Spec]:
                  "2^r = 1 + r*P(r), |r| <= 1/2"),
             Spec(f"EXP_{tag}", bits, 5 if f32 else 11, -HALF * LN2, HALF * LN2, lambda r: mp.expm1(r) / r,
                  lambda r: r / mp.exp(r), "e^r = 1 + r*P(r), |r| <= ln(2)/2", (1.0,)),
+            Spec(f"EXPM1_{tag}", bits, 5 if f32 else 10, -HALF * LN2, HALF * LN2, lambda r: (mp.expm1(r) - r) / r ** 2,
+                 lambda r: r ** 2 / mp.expm1(r), "e^r - 1 = r + r^2*P(r), |r| <= ln(2)/2"),
             Spec(f"SIN_{tag}", bits, 2 if f32 else 5, mp.mpf(2) ** -60, QUARTER,
                  lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z, lambda z: z * mp.sqrt(z) / mp.sin(mp.sqrt(z)),
                  "sin r = r + r^3*P(r^2), |r| <= pi/4"),
             Spec(f"COS_{tag}", bits, 2 if f32 else 5, mp.mpf(2) ** -60, QUARTER,
                  lambda z: ((mp.cos(mp.sqrt(z)) - 1) / z + 0.5) / z, lambda z: z * z / mp.cos(mp.sqrt(z)),
                  "cos r = 1 - r^2/2 + r^4*P(r^2), |r| <= pi/4"),
+            Spec(f"LOG2_{tag}", bits, 9 if f32 else 20, 1 / SQ - 1, SQ - 1,
+                 lambda f, c=LOG2E[bits]: mp.log1p(f) / LN2 / f - c, lambda f: f * LN2 / mp.log1p(f),
+                 "log2(1+f) = LOG2E[0]*f + f*P(f), 1/sqrt(2) <= 1+f <= sqrt(2)"),
+            Spec(f"LOG_{tag}", bits, 8 if f32 else 19, 1 / SQ - 1, SQ - 1, lambda f: (mp.log1p(f) - f) / f ** 2,
+                 lambda f: f ** 2 / mp.log1p(f), "ln(1+f) = f + f^2*P(f), 1/sqrt(2) <= 1+f <= sqrt(2)"),
+            Spec(f"ATANH_{tag}", bits, 1 if f32 else 5, mp.mpf(2) ** -40, ATANH,
+                 lambda z, k=2 if f32 else 3: atanh_tail(z, k), lambda z, k=2 if f32 else 3: z ** k,
+                 "atanh(s) = s*(1 + z/3 + z^2*P(z)), z = s^2, 1/sqrt(2) <= (1+s)/(1-s) <= sqrt(2)" if f32 else
+                 "atanh(s) = s*(1 + z/3 + z^2/5 + z^3*P(z)), z = s^2, 1/sqrt(2) <= (1+s)/(1-s) <= sqrt(2)"),
+            Spec(f"ERF_{tag}", bits, 6 if f32 else 11, mp.mpf(2) ** -60, mp.mpf(1),
+                 lambda z, c=ERF1[bits]: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - c, lambda z: mp.sqrt(z) / mp.erf(mp.sqrt(z)),
+                 "erf(x) = x*(ERF_SLOPE[0] + P(x^2)), |x| <= 1"),
+            Spec(f"TAIL_{tag}", bits, 10 if f32 else 25, mp.mpf(-1), 1 - 2 * TAIL / (TAIL + (15 if f32 else 39)),
+                 lambda u: tail(TAIL * (1 + u) / (1 - u)), lambda u: 1 / tail(TAIL * (1 + u) / (1 - u)),
+                 f"Phi(-a) = exp(-a^2/2)*P(u)/(1 + a), u = (a - {TAIL})/(a + {TAIL}), 0 <= a <= {15 if f32 else 39}"),
         ]
-    out += [
-        Spec("LOG2_F32", 24, 9, 1 / SQ - 1, SQ - 1, lambda f: _log1p(f) / LN2 / f - LOG2E[24],
-             lambda f: f * LN2 / _log1p(f), "log2(1+f) = LOG2E*f + f*P(f), 1/sqrt(2) <= 1+f <= sqrt(2)"),
-        Spec("LOG_F32", 24, 8, 1 / SQ - 1, SQ - 1, lambda f: (_log1p(f) - f) / f ** 2, lambda f: f ** 2 / _log1p(f),
-             "ln(1+f) = f + f^2*P(f), 1/sqrt(2) <= 1+f <= sqrt(2)"),
-    ]
     return out
 
 
@@ -162,6 +182,13 @@ def constants() -> dict[str, tuple[float, ...]]:
         out[f"HALF_PI_{tag}"] = parts(mp.pi / 2, bits, 3)
         out[f"LN2_{tag}"] = parts(LN2, bits, 2)
         out[f"LOG2E_{tag}"] = parts(1 / LN2, bits, 2)
+        out[f"ERF_SLOPE_{tag}"] = parts(2 / mp.sqrt(mp.pi), bits, 2)
+        out[f"SQRT2_{tag}"] = parts(SQ, bits, 1)
+        out[f"TWO_LOG2E_{tag}"] = parts(2 / LN2, bits, 2)
+        out[f"THIRD_{tag}"] = parts(mp.mpf(1) / 3, bits, 2)
+        out[f"FIFTH_{tag}"] = parts(mp.mpf(1) / 5, bits, 2)
+        out[f"GELU_LINEAR_{tag}"] = parts(2 * mp.sqrt(2 / mp.pi), bits, 2)
+        out[f"GELU_CUBIC_{tag}"] = parts(2 * mp.sqrt(2 / mp.pi) * mp.mpf("0.044715"), bits, 2)
         out[f"TWO_OVER_PI_{tag}"] = parts(2 / mp.pi, bits, 1)
     return out
 
@@ -175,8 +202,9 @@ def two_over_pi(words: int) -> tuple[int, ...]:
 
 def text(tables: dict[str, tuple[Spec, list[float], Real]]) -> str:
     """The module."""
-    lines = ['"""Polynomials and split constants of the exact tier, generated by `python -m tests.compiler.coefficients --write`.',
-             "", "P(t) = c[0] + c[1]*t + ...; the figure is the relative error that P causes in the function, rounding aside.",
+    lines = ['"""Polynomials and split constants of the exact tier.', "",
+             "Made by `python -m tests.compiler.coefficients --write`. P(t) = c[0] + c[1]*t + ...; the figure is the",
+             "relative error that P causes in the function, rounding aside.",
              '"""', "", "# ----- generated below -----"]
 
     def assign(name: str, values: Any, note: str) -> None:
@@ -184,7 +212,7 @@ def text(tables: dict[str, tuple[Spec, list[float], Real]]) -> str:
         lines.extend(["", f"# {note}"])
         line = head
         for item in items:
-            if len(line) + len(item) + 2 > 118:
+            if len(line) + len(item) + 2 > 119:
                 lines.append(line.rstrip())
                 line = "    "
             line += item + ", "
