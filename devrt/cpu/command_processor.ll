@@ -5,10 +5,12 @@
 ; packets.py writes; tests/cpu compare the two. Target-specific functions (@relax, @reset_float_mode) are appended by
 ; processor.py.
 
-%os = type { ptr, ptr, i64, i64, i64 }             ; libc syscall, clock_gettime, SYS_futex, SYS_sched_yield, spin turns
+; libc syscall, clock_gettime, SYS_futex, SYS_sched_yield, spin turns, libc sched_getcpu
+%os = type { ptr, ptr, i64, i64, i64, ptr }
 %signal = type { i64, i32 }                        ; value (futex on its low half), number of sleepers
 
-%doorbell = type { i64, [7 x i64] }                ; packets written so far (futex on its low half); written by the host
+; packets written so far (futex on its low half), core of the host thread that last rang; written by the host
+%doorbell = type { i64, i64, [6 x i64] }
 %progress = type { i64, i64, i64, i32, i32, [4 x i64] } ; packets read, commands executed, current command, leader asleep
 %job = type { i64, ptr, ptr, i64, i64, [3 x i64] } ; ticket, kernel, arguments, groups, groups per chunk
 %done = type { i64, [7 x i64] }                    ; chunks that helpers have finished
@@ -55,6 +57,14 @@ define internal void @yield_core(ptr %os) #0 {
   ret void
 }
 
+define internal i64 @current_core(ptr %os) #0 {
+  %getcpu.at = getelementptr %os, ptr %os, i64 0, i32 5
+  %getcpu = load ptr, ptr %getcpu.at
+  %core = call i32 %getcpu()
+  %wide = sext i32 %core to i64
+  ret i64 %wide
+}
+
 define internal i64 @now_ns(ptr %os) #0 {
   %timespec = alloca { i64, i64 }
   %clock.at = getelementptr %os, ptr %os, i64 0, i32 1
@@ -72,12 +82,16 @@ define internal i64 @now_ns(ptr %os) #0 {
 ; Signals.
 
 ; Wait until the signal reaches `value`: spin, then sleep once for at most `timeout_ns`. Returns the value last seen, so
-; that the caller decides whether to go on (and the host can look at Ctrl-C in between).
-define dso_local i64 @signal_wait(ptr %os, ptr %signal, i64 %value, i64 %spins, i64 %timeout_ns) #0 {
+; that the caller decides whether to go on (and the host can look at Ctrl-C in between). `spared` is the core of whoever
+; is going to raise the signal (-1: not known): on that core spinning would only keep it from running.
+define dso_local i64 @signal_wait(ptr %os, ptr %signal, i64 %value, i64 %spins, i64 %timeout_ns, i64 %spared) #0 {
 entry:
+  %core = call i64 @current_core(ptr %os)
+  %shared = icmp eq i64 %core, %spared
+  %turns = select i1 %shared, i64 0, i64 %spins
   br label %spin
 spin:
-  %left = phi i64 [ %spins, %entry ], [ %left.next, %turn ]
+  %left = phi i64 [ %turns, %entry ], [ %left.next, %turn ]
   %seen = load atomic i64, ptr %signal acquire, align 8
   %reached = icmp uge i64 %seen, %value
   br i1 %reached, label %out, label %again
@@ -145,6 +159,9 @@ copy:
   %more = icmp ult i64 %i.next, %count
   br i1 %more, label %copy, label %bell
 bell:
+  %core = call i64 @current_core(ptr %os)
+  %core.at = getelementptr %queue, ptr %queue, i64 0, i32 0, i32 1
+  store atomic i64 %core, ptr %core.at monotonic, align 8
   %total = add i64 %written, %count
   store atomic i64 %total, ptr %queue seq_cst, align 8
   %asleep = load atomic i32, ptr %asleep.at seq_cst, align 4
@@ -209,6 +226,7 @@ entry:
   %stop.at = getelementptr %queue, ptr %queue, i64 0, i32 5, i32 4
   %read.at = getelementptr %queue, ptr %queue, i64 0, i32 1, i32 0
   %asleep.at = getelementptr %queue, ptr %queue, i64 0, i32 1, i32 3
+  %host.at = getelementptr %queue, ptr %queue, i64 0, i32 0, i32 1
   %os = load ptr, ptr %os.at
   %spins.at = getelementptr %os, ptr %os, i64 0, i32 4
   %spins = load i64, ptr %spins.at
@@ -217,9 +235,18 @@ entry:
   br label %look
 look:
   %read = phi i64 [ 0, %entry ], [ %read.next, %run ], [ %read, %wake ]
+  %waiting = load atomic i64, ptr %queue acquire, align 8
+  %ready = icmp ne i64 %waiting, %read
+  br i1 %ready, label %check, label %rest
+rest:
+  ; the host needs this core to write the next packet
+  %host = load atomic i64, ptr %host.at monotonic, align 8
+  %core = call i64 @current_core(ptr %os)
+  %shared = icmp eq i64 %host, %core
+  %turns = select i1 %shared, i64 0, i64 %spins
   br label %spin
 spin:
-  %left = phi i64 [ %spins, %look ], [ %left.next, %turn ]
+  %left = phi i64 [ %turns, %rest ], [ %left.next, %turn ]
   %written = load atomic i64, ptr %queue acquire, align 8
   %rung = icmp ne i64 %written, %read
   br i1 %rung, label %check, label %idle
@@ -368,7 +395,7 @@ entry:
   %spins = load i64, ptr %spins.at
   br label %turn
 turn:
-  %seen = call i64 @signal_wait(ptr %os, ptr %signal, i64 %value, i64 %spins, i64 50000000)
+  %seen = call i64 @signal_wait(ptr %os, ptr %signal, i64 %value, i64 %spins, i64 50000000, i64 -1)
   %reached = icmp uge i64 %seen, %value
   %stop = load atomic i32, ptr %stop.at monotonic, align 4
   %stopped = icmp ne i32 %stop, 0

@@ -51,6 +51,7 @@ class CpuDevice:
         self.allocator = Allocator(self.system, limit, self.retirement, self._drain)
         cores = sorted(os.sched_getaffinity(0))
         self.properties: Properties = properties(self.system, self.processor, len(cores), limit, SCRATCH_BYTES)
+        self.leader_core = cores[0]
         self.compute = CpuQueue(self, "compute", cores)
         # Copies overlap with kernels, so their workers go wherever a core is free.
         try:

@@ -11,6 +11,7 @@ work still reads. When memory runs short, `alloc` waits for that work.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections import deque
@@ -115,10 +116,13 @@ class Allocator:
             self._live += size
             return block
 
-    def drop(self, block: Block) -> None:
-        """Free `block` from a finalizer: takes no lock, the work is done at the next call of the allocator."""
+    def drop(self, block: Block, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Free `block` from a finalizer: takes no lock, the work is done at the next call of the allocator.
+
+        A closed allocator gets no such call, so it works at once, except when the interpreter is coming apart.
+        """
         self._dropped.append(block)
-        if self._closed:
+        if self._closed and not exiting():
             with self._lock:
                 self._collect()
 

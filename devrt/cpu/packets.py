@@ -22,7 +22,7 @@ SIGNAL_BYTES = 64
 
 # Byte offsets of the types in command_processor.ll.
 QUEUE = {
-    "written": 0,
+    "written": 0, "host_core": 8,
     "read": 64, "executed": 72, "current": 80, "leader_asleep": 88,
     "ticket": 128, "kernel": 136, "args": 144, "groups": 152, "chunk": 160,
     "done": 192,

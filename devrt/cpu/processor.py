@@ -51,7 +51,8 @@ _SIGNATURES = {
     "worker_main": "void(*)(uint64_t queue, int64_t index, uint64_t scratch)",
     "ring_push": "void(*)(uint64_t queue, uint64_t packets, int64_t count)",
     "ring_stop": "void(*)(uint64_t queue)",
-    "signal_wait": "uint64_t(*)(uint64_t os, uint64_t signal, uint64_t value, int64_t spins, int64_t timeout_ns)",
+    "signal_wait": "uint64_t(*)(uint64_t os, uint64_t signal, uint64_t value, int64_t spins, int64_t timeout_ns, "
+                   "int64_t spared)",
     "signal_raise": "void(*)(uint64_t os, uint64_t signal, uint64_t value)",
     "spin": "void(*)(int64_t turns)",
     "copy_groups": "void(*)(uint64_t args, int64_t begin, int64_t end, uint64_t scratch)",
@@ -86,8 +87,9 @@ class Processor:
         self.signal_wait, self.signal_raise = functions["signal_wait"], functions["signal_raise"]
         self._spin, self._request_matrix_state = functions["spin"], functions["request_matrix_state"]
         self.spins = self._calibrate()
-        address = [int(ffi.cast("uintptr_t", getattr(libc, name))) for name in ("syscall", "clock_gettime")]
-        self._os = ffi.new("uint64_t[5]", [*address, *_SYSCALLS[platform.machine()], self.spins])
+        syscall, clock, getcpu = (int(ffi.cast("uintptr_t", getattr(libc, name)))
+                                  for name in ("syscall", "clock_gettime", "sched_getcpu"))
+        self._os = ffi.new("uint64_t[6]", [syscall, clock, *_SYSCALLS[platform.machine()], self.spins, getcpu])
         self.os = int(ffi.cast("uintptr_t", self._os))
 
     def request_matrix_state(self) -> bool:
@@ -110,7 +112,8 @@ class Processor:
 @functools.lru_cache(maxsize=1)
 def _libc() -> tuple[cffi.FFI, Any]:
     ffi = cffi.FFI()
-    ffi.cdef("long syscall(long number, ...); int clock_gettime(int clock, void *result);")
+    ffi.cdef("long syscall(long number, ...); int clock_gettime(int clock, void *result);"
+             "int sched_getcpu(void);")
     return ffi, ffi.dlopen(None)
 
 

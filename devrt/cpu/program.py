@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import sys
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -263,9 +265,9 @@ class CpuProgram:
         self.device.retirement.later(self.code.unmap)
         self.device.retirement.collect()
 
-    def __del__(self) -> None:
+    def __del__(self, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         # Queued work holds its programs, so the last reference can only go when nothing runs this code any more.
-        if not getattr(self, "closed", True):
+        if not getattr(self, "closed", True) and not exiting():
             self.closed = True
             self.code.unmap()
 

@@ -200,7 +200,7 @@ class CpuQueue:
                                  expected=self.submitted, evidence=self.describe(),
                                  remedy="submit what raises the signal the queue waits for from another thread")
             processor = self._processor
-            processor.signal_wait(processor.os, self._timeline.address, self.completed + 1, processor.spins, 10_000_000)
+            processor.signal_wait(processor.os, self._timeline.address, self.completed + 1, 0, 10_000_000, -1)
 
     def _retire(self) -> None:
         completed = self.completed

@@ -51,7 +51,8 @@ class CpuSignal:
         while True:
             device.check()
             slice_s = SLICE_S if timeout_s is None else min(SLICE_S, max(timeout_s, 1e-6))
-            seen = processor.signal_wait(processor.os, self.address, value, processor.spins, int(slice_s * 1e9))
+            seen = processor.signal_wait(processor.os, self.address, value, processor.spins, int(slice_s * 1e9),
+                                         device.leader_core)
             if seen >= value:
                 return
             now, progress_now = time.monotonic(), (seen, *device.progress())

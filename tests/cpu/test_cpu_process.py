@@ -77,6 +77,25 @@ def test_exit_with_queued_work_ends_quietly() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "bye\n", "")
 
 
+LEFTOVERS = """
+from cpu_kernels import NOP, image
+from devrt.cpu.device import CpuDevice
+device = CpuDevice()
+program, small, large, signal = device.load(image(NOP), "nop"), device.alloc(8), device.alloc(4 << 20), device.signal()
+view = large.host()
+commands = device.command_list()
+commands.dispatch(program, [small, large], 2)
+value = device.compute.submit(commands, signal=[(signal, 1)])
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["device.compute.wait(value)", "device.close()", ""])
+def test_exit_with_everything_still_referenced(end: str) -> None:
+    result = python(LEFTOVERS.format(end=end))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 def test_a_damaged_or_foreign_cache_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     system = LinuxSystem()

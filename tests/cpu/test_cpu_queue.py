@@ -47,7 +47,7 @@ def test_layout_matches_the_machine_code() -> None:
     llvm.initialize_native_target()
     module = llvm.parse_assembly(source())
     data = llvm.create_target_data(module.data_layout or "e-m:e-i64:64-n8:16:32:64-S128")
-    parts = {"%doorbell": ["written"], "%progress": ["read", "executed", "current", "leader_asleep"],
+    parts = {"%doorbell": ["written", "host_core"], "%progress": ["read", "executed", "current", "leader_asleep"],
              "%job": ["ticket", "kernel", "args", "groups", "chunk"], "%done": ["done"],
              "%helpers": ["helpers_asleep"], "%fixed": ["os", "ring", "mask", "workers", "stop"]}
     bodies = dict(line.split(";")[0].strip().split(" = type ") for line in source().splitlines() if " = type " in line)
