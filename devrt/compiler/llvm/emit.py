@@ -524,8 +524,16 @@ def _signed(predicate: str, d: DType) -> str:
 
 
 def _canon(e: Emitter, d: DType, t: str, u: bool, a: str) -> str:
-    nan = e.op(f"fcmp uno {t} {a}, {a}")
-    return e.op(f"select {'i1' if u else e.vec('i1')} {nan}, {t} {e.const(d, u, float('nan'))}, {t} {a}")
+    """On the bits: to LLVM every NaN is as good as another, and as floats it drops a select between sqrt(x) and NaN."""
+    i = dt.unsigned_of(d.bits)
+    it = e.type(i, u)
+    infinity = ((1 << d.exponent) - 1) << d.mantissa
+    bits = e.op(f"bitcast {t} {a} to {it}")
+    magnitude = e.op(f"and {it} {bits}, {e.const(i, u, (1 << (d.bits - 1)) - 1)}")
+    nan = e.op(f"icmp ugt {it} {magnitude}, {e.const(i, u, infinity)}")
+    quiet = e.const(i, u, infinity | 1 << (d.mantissa - 1))
+    chosen = e.op(f"select {'i1' if u else e.vec('i1')} {nan}, {it} {quiet}, {it} {bits}")
+    return e.op(f"bitcast {it} {chosen} to {t}")
 
 
 def _divide(name: str):  # type: ignore[no-untyped-def]
