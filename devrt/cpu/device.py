@@ -41,7 +41,7 @@ class CpuDevice:
     def __init__(self, uri: str = "cpu", system: System | None = None) -> None:
         self.uri = uri
         self.system: System = system if system is not None else LinuxSystem()
-        self.processor = _processor(system)
+        self.processor = _processor()
         self._failure: DevrtError | None = None
         self._workers_gone = False
         self._queues: tuple[CpuQueue, ...] = ()
@@ -175,13 +175,9 @@ class CpuDevice:
 
 
 @functools.lru_cache(maxsize=1)
-def _shared_processor() -> Processor:
-    return Processor(LinuxSystem())
-
-
-def _processor(system: System | None) -> Processor:
+def _processor() -> Processor:
     """One per process and never unmapped: a host thread may be inside it at any time."""
-    return _shared_processor() if system is None else Processor(system)
+    return Processor(LinuxSystem())
 
 
 def _close_all() -> None:

@@ -96,9 +96,6 @@ class Processor:
         """Whether Linux lets this process use the AMX tile registers; holds for every thread from then on."""
         return int(self._request_matrix_state(self.os)) == 0
 
-    def close(self) -> None:
-        self.code.unmap()
-
     def _calibrate(self) -> int:
         """Turns of the spin loop in SPIN_NS. A pause takes 5 to 150 cycles, depending on the core."""
         turns, best = 200, float("inf")

@@ -128,6 +128,8 @@ class CpuQueue:
         """The queue's state in one line, for errors."""
         text = (f"{self.name} queue: {self.completed} of {self.submitted} submissions done, ring read "
                 f"{self._get('read')} of {self._written}, {self._get('executed')} commands executed")
+        if self._get("read") == self._written:
+            return text
         current = self._get("current")
         slot = (current - self._control - packets.QUEUE_BYTES) // 8
         if 0 <= slot < self.slots * packets.RING_WORDS:
