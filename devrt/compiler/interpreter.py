@@ -10,7 +10,7 @@ Beyond computing, it finds what no backend has to survive, and raises CompileErr
     condition is false: a backend may run the block in every lane);
     a read of shared memory that nothing has written;
     a loop bound that differs among the lanes of a group;
-    a streamed store of consecutive elements that does not start at a multiple of `lanes`;
+    a streamed store of consecutive elements, not masked, that does not start at a multiple of `lanes`;
     a race: lanes run in no order between barriers and groups in none at all, so what one lane stores no other lane may
     load or store before the next barrier, nor ever in a parameter, which barriers do not order. Only lanes that store
     the same bits in the same instruction may meet.
@@ -220,7 +220,7 @@ class _Run:
     def _store(self, i: Inst) -> None:
         on = self._where(i, self.registers[i.args[2]] if len(i.args) > 2 else None)
         memory, at, who = self._place(i, on)
-        if i.attrs.get("stream"):
+        if i.attrs.get("stream") and len(i.args) == 2:
             index = self._all(self.registers[i.args[0]]).astype(np.int64)
             odd = on.all(1) & (index == index[:, :1] + self.lanes).all(1) & (index[:, 0] % self.program.lanes != 0)
             if odd.any():

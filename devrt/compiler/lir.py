@@ -287,8 +287,8 @@ class Builder:
 
     def store(self, mem: Param | Shared, index: Reg, value: Reg, mask: Reg | None = None, stream: bool = False) -> None:
         """`stream` marks data that will not be read again soon (non-temporal where the device has it), and promises
-        that where the lanes store to consecutive elements the first index is a multiple of `lanes`. Arrays start at a
-        multiple of 64 bytes."""
+        that where the lanes store to consecutive elements without a mask the first index is a multiple of `lanes`.
+        Arrays start at a multiple of 64 bytes."""
         self.emit("store", None, index, value, *((mask,) if mask is not None else ()), mem=mem, stream=stream)
 
     def table(self, dtype: DType, values: Sequence[int | float], index: Reg) -> Reg:

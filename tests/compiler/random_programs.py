@@ -242,6 +242,11 @@ class Generator:
         at = self.any_index(8) if self.rng.random() < 0.6 else self.b.rem(self.b.lane(), self.b.idx(8))
         self.keep(self.b.table(d, values, at), CANONICAL)
 
+    def inside(self, at: Reg, count: int) -> Reg:
+        """0 <= at < count."""
+        b = self.b
+        return b.and_(b.le(b.const(at.dtype, 0), at), b.lt(at, b.const(at.dtype, count)))
+
     def load(self, p: Param | Shared) -> Reg:
         kind = self.rng.random()
         if kind < 0.5:
@@ -250,10 +255,12 @@ class Generator:
             return self.keep(self.b.load(p, self.uniform_index()[0], self.maybe_mask()), RAW)
         if kind < 0.9:
             return self.keep(self.b.load(p, self.any_index(p.count), self.maybe_mask()), RAW)
-        b = self.b
-        wild = self.cast(self.pick(self.rng.choice(INTS)), self.rng.choice((dt.int32, dt.int64)))
-        inside = b.and_(b.le(b.const(wild.dtype, 0), wild), b.lt(wild, b.const(wild.dtype, p.count)))
-        return self.keep(b.load(p, wild, inside), RAW)
+        if kind < 0.95:  # a window that hangs over an edge of the array
+            offset = self.rng.choice((-1, -self.lanes // 2, p.count - self.lanes))
+            at = self.b.add(self.affine_index(), self.b.idx(offset))
+        else:
+            at = self.cast(self.pick(self.rng.choice(INTS)), self.rng.choice((dt.int32, dt.int64)))
+        return self.keep(self.b.load(p, at, self.inside(at, p.count)), RAW)
 
     def load_any(self) -> None:
         self.load(self.rng.choice(self.inputs))
@@ -277,6 +284,9 @@ class Generator:
         mask = self.maybe_mask()
         if mask is not None and self.rng.random() < 0.5:  # masked-off lanes may point anywhere
             at = self.b.select(mask, at, self.b.idx(self.rng.choice((-1, self.own, 1 << 30, -(1 << 30)))))
+        elif mask is not None and self.rng.random() < 0.5:  # hanging over an edge
+            at = self.b.add(at, self.b.idx(self.rng.choice((-1, 1, -self.lanes // 2, self.own - 1))))
+            mask = self.inside(at, self.own)
         self.b.store(self.output(r.dtype), at, r, mask, stream=self.rng.random() < 0.2)
 
     def store_any(self) -> None:

@@ -242,7 +242,8 @@ class Emitter:
     # ----- arithmetic
 
     def affine(self, i: Inst) -> bool:
-        """Keep base + stride*lane through add, sub and multiplication by a uniform constant."""
+        """Keep base + stride*lane through add, sub and multiplication by a uniform constant. All of it wraps: the index
+        type is also a type of data."""
         if i.op not in ("add", "sub", "mul") or i.out[0].dtype is not self.p.index:
             return False
         a, b = (self.values[r] for r in i.args)
@@ -256,9 +257,9 @@ class Emitter:
                 ba, sa, bb, sb = bb, sb, ba, sa
             if sb or not bb.lstrip("-").isdigit():
                 return False
-            base, stride = self.op(f"mul nsw {t} {ba}, {bb}"), sa * int(bb)
+            base, stride = self.op(f"mul {t} {ba}, {bb}"), sa * int(bb)
         else:
-            base = self.op(f"{i.op} nsw {t} {ba}, {bb}")
+            base = self.op(f"{i.op} {t} {ba}, {bb}")
             stride = sa + sb if i.op == "add" else sa - sb
         if stride == 0:
             return False
