@@ -45,6 +45,7 @@ def run(program: Program, arrays: Mapping[str, Array], *, groups_at_once: int | 
     params = {p.name: _param_memory(p, arrays) for p in program.params}
     if extra := set(arrays) - set(params):
         raise InvalidArgument(f"{program.name} has no parameter {', '.join(sorted(extra))}")
+    _check_overlap(program, arrays)
     step = groups_at_once or max(_LANES_AT_ONCE // program.lanes, 1)
     for first in range(0, program.groups, step):
         _Run(program, params, first, min(step, program.groups - first)).block(program.body)
@@ -57,6 +58,13 @@ def _param_memory(p: Param, arrays: Mapping[str, Array]) -> _Memory:
     if p.writable and not raw.flags.writeable:
         raise InvalidArgument(f"parameter {p.name} is written, its array is read-only")
     return _Memory(convert.unpack(raw, p.dtype, p.count), tracked=p.writable)
+
+
+def _check_overlap(program: Program, arrays: Mapping[str, Array]) -> None:
+    for written in program.params:
+        for other in program.params:
+            if written.writable and other is not written and np.may_share_memory(arrays[written.name], arrays[other.name]):
+                raise InvalidArgument(f"parameter {written.name} is written and overlaps {other.name}")
 
 
 class _Memory:

@@ -9,13 +9,13 @@ live memory are known before anything runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
-from devrt.compiler.index import Axis, Index, axes_of
+from devrt.compiler.index import Axis, Dynamic, Index, Quotient, axes_of
 from devrt.compiler.ops import ELEMENTWISE, TRANSCENDENTAL, Op
 from devrt.device import CompileError
 
@@ -37,20 +37,40 @@ class Ex:
         self.op, self.args, self.arg, self.dtype, self.axes = op, args, arg, dtype, axes
 
     def __str__(self) -> str:
+        return self.text({})
+
+    def text(self, names: dict[int, str]) -> str:
+        """The expression, with the names of shared subexpressions in their place."""
+        def inner(e: Ex) -> str:
+            return names.get(id(e)) or e.text(names)
         if self.op == "const":
             return f"{float(self.arg).hex() if self.dtype.is_float else self.arg}:{self.dtype.short}"
         if self.op == "load":
-            mask = f" if {self.args[0]}" if self.args else ""
-            return f"%{self.arg[0]}[{self.arg[1]}]{mask}"
+            mask = f" if {inner(self.args[0])}" if self.args else ""
+            return f"%{self.arg[0]}[{index_text(self.arg[1], inner)}]{mask}"
         if self.op == "index":
-            return f"({self.arg}):{self.dtype.short}"
+            return f"({index_text(self.arg, inner)}):{self.dtype.short}"
         if self.op == "inside":
-            return f"({self.arg[1]}<={self.arg[0]}<{self.arg[2]})"
+            return f"({self.arg[1]}<={index_text(self.arg[0], inner)}<{self.arg[2]})"
         if self.op == "value":
             return str(self.arg)
         assert isinstance(self.op, Op)
         extra = f":{self.dtype.short}" if self.op in (Op.CAST, Op.BITCAST) else f"+{self.arg}" if self.arg else ""
-        return f"{self.op.value}{extra}({', '.join(map(str, self.args))})"
+        return f"{self.op.value}{extra}({', '.join(map(inner, self.args))})"
+
+
+def index_text(i: Index, inner: Callable[[Ex], str]) -> str:
+    """An index in text, run-time values by `inner`."""
+    def atom(a: Any) -> str:
+        if isinstance(a, Axis):
+            return a.name
+        if isinstance(a, Dynamic):
+            return f"[{inner(a.value)}]"
+        return f"({index_text(a.x, inner)}){'//' if isinstance(a, Quotient) else '%'}{a.by}"
+    parts = [atom(a) if c == 1 else f"{atom(a)}*{c}" for a, c in i.terms]
+    if i.constant or not parts:
+        parts.append(str(i.constant))
+    return "+".join(parts).replace("+-", "-")
 
 
 class Expressions:
@@ -110,9 +130,9 @@ class Reduce:
     dtype: DType
     out: DType
 
-    def __str__(self) -> str:
+    def text(self, e: Callable[[Ex], str]) -> str:
         over = " ".join(f"{a}:{a.size}" for a in self.inner)
-        return f"{self.name}:{self.out.short} = {self.kind}.{self.dtype.short} {over}  " + " * ".join(map(str, self.exprs))
+        return f"{self.name}:{self.out.short} = {self.kind}.{self.dtype.short} {over}  " + " * ".join(map(e, self.exprs))
 
 
 @dataclass(eq=False)
@@ -130,8 +150,8 @@ class Contract:
     a_contiguous: str
     b_contiguous: str
 
-    def __str__(self) -> str:
-        return f"{self.name} = contract.{self.dtype.short} {self.k}:{self.k.size}  {self.a} * {self.b}"
+    def text(self, e: Callable[[Ex], str]) -> str:
+        return f"{self.name} = contract.{self.dtype.short} {self.k}:{self.k.size}  {e(self.a)} * {e(self.b)}"
 
 
 @dataclass(eq=False)
@@ -152,11 +172,11 @@ class Attend:
     causal_offset: int | None
     window: int | None
 
-    def __str__(self) -> str:
+    def text(self, e: Callable[[Ex], str]) -> str:
         bounds = f" causal {self.causal_offset}" if self.causal_offset is not None else ""
         bounds += f" window {self.window}" if self.window is not None else ""
         return (f"{self.name} = attend {self.j}:{self.j.size} {self.d}:{self.d.size} {self.e}:{self.e.size}{bounds}\n"
-                f"    q = {self.q}\n    k = {self.k}\n    v = {self.v}\n    score({self.dot}) = {self.score}")
+                f"    q = {e(self.q)}\n    k = {e(self.k)}\n    v = {e(self.v)}\n    score({self.dot}) = {e(self.score)}")
 
 
 @dataclass(eq=False)
@@ -168,9 +188,9 @@ class Store:
     value: Ex
     inner: tuple[Axis, ...]
 
-    def __str__(self) -> str:
+    def text(self, e: Callable[[Ex], str]) -> str:
         over = " ".join(f"{a}:{a.size}" for a in self.inner)
-        return f"%{self.slot}[{self.index}] = {self.value}" + (f"  over {over}" if over else "")
+        return f"%{self.slot}[{index_text(self.index, e)}] = {e(self.value)}" + (f"  over {over}" if over else "")
 
 
 Stage = Reduce | Contract | Attend | Store
@@ -207,7 +227,19 @@ class Kernel:
         lines = [f"kernel {self.kind}"]
         lines += [f"  %{n}: {s.dtype.short}[{s.count}]{' out' if s.writable else ''}" for n, s in enumerate(self.slots)]
         lines += ["  grid " + (" ".join(f"{a}:{a.size}" for a in self.grid) or "1")]
-        lines += [f"  {s}" for s in self.stages]
+        names: dict[int, str] = {}
+        for s in self.stages:
+            uses: dict[int, int] = {}
+            inside = list(subexpressions(stage_expressions(s)))
+            for e in inside:
+                for a in operands(e):
+                    uses[id(a)] = uses.get(id(a), 0) + 1
+            for e in inside:  # shared ones get a line of their own: the text stays as long as the graph
+                if uses.get(id(e), 0) > 1 and operands(e) and id(e) not in names:
+                    line = e.text(names)
+                    names[id(e)] = f"t{len(names)}"
+                    lines.append(f"  {names[id(e)]}:{e.dtype.short} = {line}")
+            lines.append("  " + s.text(lambda e: names.get(id(e)) or e.text(names)))
         return "\n".join(lines) + "\n"
 
     @property
@@ -265,9 +297,15 @@ def subexpressions(roots: Iterable[Ex]) -> Iterator[Ex]:
         elif id(e) not in seen:
             seen.add(id(e))
             stack.append((e, True))
-            stack.extend((a, False) for a in e.args)
-            if e.op in ("load", "index", "inside"):
-                stack.extend((v, False) for v in _dynamic_values(e.arg[1] if e.op == "load" else e.arg[0] if e.op == "inside" else e.arg))
+            stack.extend((a, False) for a in operands(e))
+
+
+def operands(e: Ex) -> list[Ex]:
+    """What `e` is computed from, run-time indexes included."""
+    found = list(e.args)
+    if e.op in ("load", "index", "inside"):
+        found += _dynamic_values(e.arg[1] if e.op == "load" else e.arg[0] if e.op == "inside" else e.arg)
+    return found
 
 
 def _dynamic_values(i: Index) -> Iterator[Ex]:
@@ -278,9 +316,13 @@ def _dynamic_values(i: Index) -> Iterator[Ex]:
             yield from _dynamic_values(a.x)
 
 
+COSTLY_OPS = 10
+
+
 def is_costly(e: Ex) -> bool:
-    """Worth computing once: it holds a transcendental, a division or a square root."""
-    return any(s.op in TRANSCENDENTAL or s.op in (Op.DIV, Op.SQRT) for s in subexpressions([e]))
+    """Worth computing once: it holds a transcendental, a division, a square root or many operations."""
+    inside = [s.op for s in subexpressions([e]) if s.op in ELEMENTWISE]
+    return len(inside) > COSTLY_OPS or any(op in TRANSCENDENTAL or op in (Op.DIV, Op.SQRT) for op in inside)
 
 
 def verify(k: Kernel) -> None:
@@ -298,16 +340,16 @@ def verify(k: Kernel) -> None:
             extra = (s.dot,)
         for e in subexpressions(stage_expressions(s)):
             if not e.axes <= bound:
-                raise CompileError(f"an axis of {e} is not bound in its stage", evidence=str(s))
+                raise CompileError(f"an axis of {e} is not bound in its stage", evidence=s.text(str))
             if e.op == "value" and e.arg not in defined and e.arg not in extra:
-                raise CompileError(f"{e} is used before it is computed", evidence=str(s))
+                raise CompileError(f"{e} is used before it is computed", evidence=s.text(str))
             if e.op == "load" and not 0 <= e.arg[0] < len(k.slots):
-                raise CompileError(f"{e} has no slot", evidence=str(s))
+                raise CompileError(f"{e} has no slot", evidence=s.text(str))
             if e.op == "load" and not e.args and (e.arg[1].lo < 0 or e.arg[1].hi >= k.slots[e.arg[0]].count):
-                raise CompileError(f"{e} may leave its array of {k.slots[e.arg[0]].count}", evidence=str(s))
+                raise CompileError(f"{e} may leave its array of {k.slots[e.arg[0]].count}", evidence=s.text(str))
         if isinstance(s, Store):
             slot = k.slots[s.slot]
             if not slot.writable or slot.dtype is not s.value.dtype or s.index.lo < 0 or s.index.hi >= slot.count:
-                raise CompileError("a store must fit its slot", evidence=str(s))
+                raise CompileError("a store must fit its slot", evidence=s.text(str))
         else:
             defined.add(s.name)

@@ -79,7 +79,8 @@ class Reg:
 
 @dataclass(frozen=True)
 class Param:
-    """A kernel argument: an array of `count` elements in device memory. `writable` where the kernel stores to it."""
+    """A kernel argument: an array of `count` elements in device memory. `writable` where the kernel stores to it; it
+    then overlaps no other parameter."""
 
     name: str
     dtype: DType

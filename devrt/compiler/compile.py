@@ -1,0 +1,99 @@
+"""The pipeline: kernel IR -> LIR -> machine code, with the cache around it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+
+from devrt.compiler import cache, lir
+from devrt.compiler import kernel as kir
+from devrt.compiler.kernel import Kernel
+from devrt.compiler.lowering.contract_plan import Tuning
+from devrt.device import CompileError, Properties, Unsupported
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel as machine code: `entry` in the ELF `image`, run by `groups` groups, `scratch_bytes` of shared memory each.
+
+    `seconds` is what producing it took, `cached` whether it came from the disk.
+    """
+
+    entry: str
+    image: bytes
+    groups: int
+    scratch_bytes: int
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Code generation for one device."""
+
+    tuning: Tuning
+    key: str
+
+    def compile(self, program: lir.Program) -> bytes:
+        from devrt.compiler.llvm import backend, target
+        return backend.compile_program(program, target.host())
+
+
+@functools.lru_cache(maxsize=16)
+def backend_for(p: Properties) -> Backend:
+    """The backend that generates code for a device with these properties. Raises Unsupported."""
+    if p.isa not in ("x86-64", "aarch64"):
+        raise Unsupported(f"no code generation for {p.isa}", remedy="open cpu")
+    from devrt.compiler.llvm import target
+    t = target.host()
+    l1 = _cache_size("SC_LEVEL1_DCACHE_SIZE", 32 << 10)
+    l2 = min(_cache_size("SC_LEVEL2_CACHE_SIZE", 1 << 20), 2 << 20)
+    return Backend(Tuning(t.lanes, t.vector_registers, l1, l2, p.compute_units), t.key)
+
+
+def _cache_size(name: str, otherwise: int) -> int:
+    if name not in os.sysconf_names:
+        return otherwise
+    size = os.sysconf(name)
+    return size if size > 0 else otherwise
+
+
+def lower(k: Kernel, name: str, t: Tuning) -> lir.Program:
+    """The LIR of a kernel: one lowering a kind."""
+    from devrt.compiler.lowering import map, product, rows
+    kir.verify(k)
+    with lir.scope(name):
+        if k.kind == "map":
+            return map.lower(k, name, t)
+        if k.kind == "rows":
+            return rows.lower(k, name, t)
+        if k.kind == "contract":
+            return product.lower_contract(k, name, t)
+        return product.lower_attention(k, name, t)
+
+
+def entry_name(k: Kernel) -> str:
+    """The kernel's symbol: its kind and a hash of its text."""
+    return f"{k.kind}_{hashlib.sha256(str(k).encode()).hexdigest()[:12]}"
+
+
+def compile_kernel(k: Kernel, p: Properties) -> Compiled:
+    """Machine code for `k` on a device with properties `p`, from the cache where it is known. Raises CompileError."""
+    start = time.perf_counter()
+    backend = backend_for(p)
+    entry = entry_name(k)
+    key = cache.key(str(k), backend.key, str(backend.tuning), str(p.scratch_bytes))
+    found = cache.load(key)
+    if found is not None:
+        meta, image = found
+        return Compiled(entry, image, int(meta["groups"]), int(meta["scratch"]), time.perf_counter() - start, True)
+    program = lower(k, entry, backend.tuning)
+    if program.shared_bytes > p.scratch_bytes:
+        raise CompileError(f"{entry} needs {program.shared_bytes} bytes of shared memory a group",
+                           evidence=f"the device has {p.scratch_bytes}", remedy="this is a defect of devrt: please report it")
+    image = backend.compile(program)
+    cache.store(key, {"groups": program.groups, "scratch": program.shared_bytes, "kernel": str(k)}, image)
+    return Compiled(entry, image, program.groups, program.shared_bytes, time.perf_counter() - start, False)

@@ -1,0 +1,86 @@
+"""Kernels built around a matrix product or attention: the kernel IR's expressions as the callbacks of their lowerings."""
+
+from __future__ import annotations
+
+from devrt.compiler.index import Axis
+from devrt.compiler.kernel import Attend, Contract, Ex, Kernel, Name, Store
+from devrt.compiler.lir import Builder, Param, Program, Reg
+from devrt.compiler.lowering import attention, contract, expression
+from devrt.compiler.lowering.contract_plan import Tuning
+from devrt.compiler.lowering.expression import Scope, check
+from devrt.compiler.lowering.map import write
+
+
+def _stages(k: Kernel) -> tuple[Contract | Attend, Store]:
+    check(len(k.stages) == 2 and isinstance(k.stages[1], Store), "a product kernel is one product and one store")
+    first, last = k.stages
+    assert isinstance(first, (Contract, Attend)) and isinstance(last, Store)
+    return first, last
+
+
+class _Callbacks:
+    """Evaluates expressions for a lowering; `params` are declared once its builder exists."""
+
+    def __init__(self) -> None:
+        self.params: list[Param] = []
+
+    def operand(self, e: Ex, *axes: Axis):  # type: ignore[no-untyped-def]
+        def evaluate(b: Builder, *places: Reg | None) -> Reg:
+            *at, mask = places if len(places) == len(axes) + 1 else (*places, None)
+            scope = Scope(b, self.params, dict(zip(axes, at, strict=True)), {}, mask)  # type: ignore[arg-type]
+            return scope.value(e)
+        return evaluate
+
+    def store(self, s: Store, name: Name, *axes: Axis):  # type: ignore[no-untyped-def]
+        def put(b: Builder, *places: Reg | None) -> None:
+            *at, value, mask = places
+            scope = Scope(b, self.params, dict(zip(axes, at, strict=True)), {name: value}, mask)  # type: ignore[arg-type,dict-item]
+            write(b, self.params, s, scope)
+        return put
+
+
+def contraction_of(k: Kernel, calls: _Callbacks | None = None) -> contract.Contraction:
+    """The kernel's matrix product as its lowering wants it."""
+    s, out = _stages(k)
+    assert isinstance(s, Contract)
+    calls = calls or _Callbacks()
+
+    def widened(e: Ex, *axes: Axis):  # type: ignore[no-untyped-def]
+        inner = calls.operand(e, *axes)
+        return lambda b, *places: b.cast(inner(b, *places), s.dtype)
+    return contract.Contraction(
+        batch=s.batch.size, m=s.m.size, n=s.n.size, k=s.k.size, dtype=s.dtype,
+        a=widened(s.a, s.batch, s.m, s.k), b=widened(s.b, s.batch, s.k, s.n),
+        a_contiguous=s.a_contiguous, b_contiguous=s.b_contiguous,
+        store=calls.store(out, s.name, s.batch, s.m, s.n))
+
+
+def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
+    """The LIR of a matrix product with its epilogue."""
+    calls = _Callbacks()
+    c = contraction_of(k, calls)
+    plan = contract.plan(c, t)
+    b = Builder(name, lanes=t.lanes, groups=plan.groups)
+    calls.params = expression.params_of(b, k)
+    contract.lower(b, c, plan)
+    return b.finish()
+
+
+def lower_attention(k: Kernel, name: str, t: Tuning) -> Program:
+    """The LIR of fused attention with its epilogue."""
+    s, out = _stages(k)
+    assert isinstance(s, Attend)
+    calls = _Callbacks()
+
+    def score(b: Builder, batch: Reg, i: Reg, j: Reg, value: Reg) -> Reg:
+        return Scope(b, calls.params, {s.batch: batch, s.i: i, s.j: j}, {s.dot: value}).value(s.score)
+    a = attention.Attention(
+        batch=s.batch.size, queries=s.i.size, keys=s.j.size, depth=s.d.size, value_depth=s.e.size,
+        q=calls.operand(s.q, s.batch, s.i, s.d), k=calls.operand(s.k, s.batch, s.d, s.j),
+        v=calls.operand(s.v, s.batch, s.j, s.e), score=score, causal_offset=s.causal_offset, window=s.window,
+        store=calls.store(out, s.name, s.batch, s.i, s.e))
+    plan = attention.plan(a, t)
+    b = Builder(name, lanes=t.lanes, groups=plan.groups)
+    calls.params = expression.params_of(b, k)
+    attention.lower(b, a, plan)
+    return b.finish()

@@ -1,0 +1,200 @@
+"""Which nodes become kernels: the partition of a graph.
+
+Every root is an array in memory. From each root a kernel is drafted upwards as far as fusion allows; arrays that it needs
+and that nothing holds yet become roots in turn. What two kernels would compute twice at a cost is made an array, and the
+partition is drawn again. All decisions follow from the graph's shapes, so a given graph always gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from devrt.compiler import kernel as kir
+from devrt.compiler.kernel import Kernel
+from devrt.compiler.ops import ELEMENTWISE, TRANSCENDENTAL, Node, Op, topological, users
+from devrt.scheduler import attention
+from devrt.scheduler.build import INLINE, Draft, draft_contract, draft_map, draft_rows
+from devrt.scheduler.simplify import in_order
+
+SERIAL_WORK = 1 << 17  # elements that one group may handle alone before losing parallelism matters
+OPERAND_OPS = 6  # element-wise ops evaluated while packing an operand; more are computed beforehand
+
+
+@dataclass(eq=False)
+class Step:
+    """One kernel of a schedule: `kernel` computes `node` from `operands` (slot 0 is the result)."""
+
+    node: Node
+    kernel: Kernel
+    operands: tuple[Node, ...]
+
+
+@dataclass(eq=False)
+class CopyStep:
+    """A copy of `source` to the device of `node` (a COPY)."""
+
+    node: Node
+    source: Node
+
+
+class Partition:
+    """Draws the kernels for `roots` on a device of `units` compute units."""
+
+    def __init__(self, roots: Sequence[Node], units: int) -> None:
+        self.roots, self.units = list(roots), units
+        self.arrays: set[Node] = set(roots)
+        self.users = users(self.roots)
+
+    def stored(self, n: Node) -> bool:
+        return n.op in (Op.BUFFER, Op.COPY) or n in self.arrays
+
+    def run(self) -> list[Step | CopyStep]:
+        """The kernels, operands before their users."""
+        self._store_expensive_shared()
+        while True:
+            steps = self._draft_all()
+            again = self._computed_twice(steps)
+            if not again:
+                return _ordered(steps)
+            self.arrays |= again
+
+    def _draft_all(self) -> dict[Node, tuple[Step | CopyStep, Draft | None]]:
+        steps: dict[Node, tuple[Step | CopyStep, Draft | None]] = {}
+        work = [r for r in self.roots if r.op is not Op.BUFFER]
+        while work:
+            n = work.pop()
+            if n in steps or n.op is Op.BUFFER:
+                continue
+            if n.op is Op.COPY:
+                steps[n] = (CopyStep(n, n.src[0]), None)
+                if n.src[0].op is not Op.BUFFER:
+                    self.arrays.add(n.src[0])
+                    work.append(n.src[0])
+                continue
+            d = self._draft(n)
+            kir.verify(d.kernel)
+            steps[n] = (Step(n, d.kernel, tuple(d.operands)), d)
+            work.extend(d.operands)
+        return steps
+
+    def _draft(self, root: Node) -> Draft:
+        """The best kernel for one root: attention, then a product with its epilogue, then rows, then a map."""
+        anchor = self._anchor(root)
+        if anchor is not None:
+            d = attention.draft(root, anchor, self.stored)
+            if d is None:
+                self._store_costly_operands(anchor)
+                d = draft_contract(root, anchor, self.stored)
+            if d is not None:
+                return d
+        rows = draft_rows(root, self.stored, lambda n: not in_order(n), self._worth)
+        if rows is not None:
+            self._store_shared_factors(rows)
+            return draft_rows(root, self.stored, lambda n: not in_order(n), self._worth) or rows
+        return draft_map(root, self.stored)
+
+    def _worth(self, rows: int, work: int) -> bool:
+        return rows >= 2 * self.units or work <= SERIAL_WORK
+
+    def _region(self, root: Node) -> list[Node]:
+        """The nodes that could be computed in the kernel of `root`: reductions found on the way included, not passed."""
+        found: list[Node] = []
+        seen: set[Node] = set()
+        stack = list(root.src) if root.op in INLINE else []
+        while stack:
+            n = stack.pop()
+            if n in seen or self.stored(n):
+                continue
+            seen.add(n)
+            found.append(n)
+            if n.op in INLINE:
+                stack.extend(n.src)
+        return found
+
+    def _anchor(self, root: Node) -> Node | None:
+        """The in-order contraction that the kernel of `root` is built around: the largest one."""
+        if root.op is Op.CONTRACT:
+            return root if in_order(root) else None
+        found = [n for n in self._region(root) if n.op is Op.CONTRACT and in_order(n)]
+        return max(found, key=lambda n: n.size * n.src[0].shape[2], default=None)
+
+    def _store_costly_operands(self, anchor: Node) -> None:
+        """Long chains before a product are computed once, not once a tile."""
+        for x in anchor.src:
+            base = x
+            while base.op in (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE) and not self.stored(base):
+                base = base.src[0]
+            if self.stored(base) or base.op not in INLINE:
+                continue
+            inside = [base, *self._region(base)]
+            ops = sum(n.op in ELEMENTWISE and n.op is not Op.CAST for n in inside)
+            costly = any(n.op in TRANSCENDENTAL or n.op in (Op.DIV, Op.SQRT, Op.GATHER) for n in inside)
+            if ops > OPERAND_OPS or costly:
+                self.arrays.add(base)
+
+    def _store_shared_factors(self, d: Draft) -> None:
+        """In y[n] = sum w[n,k] * f(x[k]), f(x) does not depend on n: compute it once, not once a row."""
+        for n in d.inlined:
+            if n.op is not Op.CONTRACT:
+                continue
+            for x, other in (n.src, n.src[::-1]):
+                base = x
+                while base.op in (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.CAST) and not self.stored(base):
+                    base = base.src[0]
+                if base.size < other.size and base.op in ELEMENTWISE and not self.stored(base):
+                    self.arrays.add(base)
+
+    def _store_expensive_shared(self) -> None:
+        """Transcendentals with several users that will not share a kernel: only where the users are contractions."""
+        for n in topological(self.roots):
+            if n.op in TRANSCENDENTAL or n.op is Op.GATHER:
+                consumers = {u for u in self.users.get(n, ()) if u.op is Op.CONTRACT}
+                if len(consumers) > 1:
+                    self.arrays.add(n)
+
+    def _computed_twice(self, steps: dict[Node, tuple[Step | CopyStep, Draft | None]]) -> set[Node]:
+        """Costly nodes that more than one kernel computes, the ones nearest to the roots."""
+        count: dict[Node, int] = {}
+        for _, d in steps.values():
+            for n in (d.inlined if d else ()):
+                count[n] = count.get(n, 0) + 1
+        twice = {n for n, c in count.items() if c > 1 and n.op in (Op.REDUCE, Op.CONTRACT, *TRANSCENDENTAL)
+                 and n not in self.arrays}
+        if not twice:
+            return set()
+        below = {s for n in twice for s in topological([n])[:-1]}
+        top = twice - below
+        # A transcendental is stored as the widest element-wise value that all its kernels share.
+        return {self._widen(n, count) for n in top}
+
+    def _widen(self, n: Node, count: dict[Node, int]) -> Node:
+        while True:
+            above = [u for u in self.users.get(n, ()) if count.get(u, 0) > 1 and u.op in ELEMENTWISE and u.shape == n.shape]
+            if len(above) != 1 or len(set(self.users.get(n, ()))) != 1 or above[0] in self.arrays:
+                return n
+            n = above[0]
+
+
+def _ordered(steps: dict[Node, tuple[Step | CopyStep, Draft | None]]) -> list[Step | CopyStep]:
+    order: list[Step | CopyStep] = []
+    done: set[Node] = set()
+    stack = [(n, False) for n in reversed(list(steps))]
+    while stack:
+        n, ready = stack.pop()
+        if n in done or n not in steps:
+            continue
+        step = steps[n][0]
+        reads = (step.source,) if isinstance(step, CopyStep) else step.operands
+        if ready:
+            done.add(n)
+            order.append(step)
+        else:
+            stack.append((n, True))
+            stack.extend((r, False) for r in reads if r not in done)
+    return order
+
+
+def partition(roots: Sequence[Node], units: int) -> list[Step | CopyStep]:
+    """The kernels and copies that compute `roots` (simplified), in an order that respects dependencies."""
+    return Partition(roots, units).run()

@@ -1,0 +1,198 @@
+"""A schedule: kernels in order, where each operand lies, and how temporaries share one arena.
+
+A schedule knows no buffers: operands are inputs, outputs or arena offsets by number, so one schedule serves every graph of
+the same structure, and a captured one is replayed by patching addresses.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from devrt.compiler.compile import Compiled, compile_kernel
+from devrt.compiler.dtypes import DType
+from devrt.compiler.kernel import Kernel
+from devrt.compiler.ops import Node, Op, Shape, make, topological
+from devrt.device import Properties
+from devrt.scheduler.fusion import CopyStep, Step, partition
+from devrt.scheduler.simplify import simplify
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operand lies: kind "input" or "output" with its number, or "temp" with its byte offset in the arena."""
+
+    kind: str
+    at: int
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One kernel of a schedule, or (kernel None) a copy of `nbytes` from places[1] to places[0]."""
+
+    node: Node
+    kernel: Kernel | None
+    compiled: Compiled | None
+    places: tuple[Place, ...]
+    nbytes: int
+
+
+@dataclass(eq=False)
+class Schedule:
+    """Launches in order. `outputs` are the roots' shapes and types; `arena_bytes` the temporaries' memory, of
+    `temporary_bytes` had each its own; `passthrough` maps a root that is an input to that input."""
+
+    launches: list[Launch]
+    outputs: list[tuple[Shape, DType]]
+    inputs: int
+    arena_bytes: int
+    temporary_bytes: int
+    passthrough: dict[int, int]
+
+
+def make_schedule(roots: Sequence[Node], inputs: Sequence[Node], p: Properties) -> Schedule:
+    """Schedule `roots` (already simplified), which read the BUFFER nodes `inputs`, for a device."""
+    unique = list(dict.fromkeys(roots))
+    steps = partition([r for r in unique if r.op is not Op.BUFFER and r.size], p.compute_units)
+    place: dict[Node, Place] = {n: Place("input", k) for k, n in enumerate(inputs)}
+    passthrough = {}
+    for k, r in enumerate(roots):
+        if r in place and place[r].kind == "input":
+            passthrough[k] = place[r].at
+        place.setdefault(r, Place("output", k))
+    temporaries = _lifetimes(steps, place)
+    offsets, arena = assign(temporaries)
+    place |= {n: Place("temp", o) for n, o in zip((t.node for t in temporaries), offsets, strict=True)}
+    launches = []
+    for s in steps:
+        if isinstance(s, CopyStep):
+            launches.append(Launch(s.node, None, None, (place[s.node], place[s.source]), s.node.dtype.nbytes(s.node.size)))
+        else:
+            launches.append(Launch(s.node, s.kernel, _compile(s.kernel, p),
+                                   (place[s.node], *(place[o] for o in s.operands)), 0))
+    return Schedule(launches, [(r.shape, r.dtype) for r in roots], len(inputs), arena,
+                    sum(t.nbytes for t in temporaries), passthrough)
+
+
+_compiled: dict[tuple[str, Properties], Compiled] = {}
+
+
+def _compile(k: Kernel, p: Properties) -> Compiled:
+    key = (str(k), p)
+    if key not in _compiled:
+        _compiled[key] = compile_kernel(k, p)
+    return _compiled[key]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory plan
+
+
+@dataclass(frozen=True)
+class Temporary:
+    """An intermediate array: written by step `first`, last read by step `last`."""
+
+    node: Node
+    nbytes: int
+    first: int
+    last: int
+
+
+def _lifetimes(steps: Sequence[Step | CopyStep], place: dict[Node, Place]) -> list[Temporary]:
+    last: dict[Node, int] = {}
+    for k, s in enumerate(steps):
+        for n in ((s.source,) if isinstance(s, CopyStep) else s.operands):
+            last[n] = k
+    return [Temporary(s.node, s.node.dtype.nbytes(s.node.size), k, last.get(s.node, k))
+            for k, s in enumerate(steps) if s.node not in place]
+
+
+def assign(temporaries: Sequence[Temporary]) -> tuple[list[int], int]:
+    """(offset of each, bytes in all): arrays whose lifetimes do not overlap share memory. Largest first, lowest gap."""
+    offsets = [0] * len(temporaries)
+    placed: list[tuple[int, int, Temporary]] = []
+    total = 0
+    for k in sorted(range(len(temporaries)), key=lambda i: (-temporaries[i].nbytes, i)):
+        t = temporaries[k]
+        size = (t.nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        at = 0
+        for lo, hi, other in sorted((p for p in placed if p[2].first <= t.last and t.first <= p[2].last), key=lambda p: p[0]):
+            if lo - at >= size:
+                break
+            at = max(at, hi)
+        offsets[k] = at
+        placed.append((at, at + size, t))
+        total = max(total, at + size)
+    return offsets, total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Structure
+
+
+def structure(roots: Sequence[Node]) -> tuple[tuple[object, ...], list[Node]]:
+    """(key, inputs): graphs with equal keys have equal schedules; inputs are their BUFFER nodes in order."""
+    number: dict[Node, int] = {}
+    inputs: list[Node] = []
+    key: list[object] = []
+    stack = [(r, False) for r in reversed(roots)]
+    while stack:
+        n, ready = stack.pop()
+        if n in number:
+            continue
+        if not ready:
+            stack.append((n, True))
+            stack.extend((s, False) for s in reversed(n.src) if s not in number)
+            continue
+        number[n] = len(number)
+        if n.op is Op.BUFFER:
+            inputs.append(n)
+            key.append((n.shape, n.dtype))
+        else:
+            key.append((n.op, tuple(number[s] for s in n.src), _plain(n.arg)))
+    return (*key, tuple(number[r] for r in roots)), inputs
+
+
+def _plain(arg: object) -> object:
+    if isinstance(arg, tuple):
+        return tuple(map(_plain, arg))
+    return (type(arg), arg.hex()) if isinstance(arg, float) else (type(arg), arg) if isinstance(arg, (bool, int)) else arg
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Stands for an input array in a schedule, which must not keep the array itself alive."""
+
+    number: int
+    shape: Shape
+    dtype: DType
+
+
+_schedules: OrderedDict[object, Schedule] = OrderedDict()
+_SCHEDULES = 1024
+_lock = threading.Lock()
+
+
+def schedule(roots: Sequence[Node], p: Properties) -> tuple[Schedule, list[Node]]:
+    """(schedule, inputs) for `roots`, their BUFFER nodes in the schedule's order; known structures are not planned again."""
+    key, inputs = structure(roots)
+    full = (key, p)
+    with _lock:
+        found = _schedules.get(full)
+        if found is not None:
+            _schedules.move_to_end(full)
+            return found, inputs
+    new: dict[Node, Node] = {n: make(Op.BUFFER, (), Placeholder(k, n.shape, n.dtype)) for k, n in enumerate(inputs)}
+    for n in topological(roots):
+        if n not in new:
+            new[n] = make(n.op, tuple(new[s] for s in n.src), n.arg)
+    made = make_schedule(simplify([new[r] for r in roots], p.compute_units), [new[n] for n in inputs], p)
+    with _lock:
+        _schedules[full] = made
+        while len(_schedules) > _SCHEDULES:
+            _schedules.popitem(last=False)
+    return made, inputs

@@ -1,0 +1,119 @@
+"""Running schedules: nodes become arrays in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from devrt import registry
+from devrt.compiler.ops import Node, Op, topological
+from devrt.device import Buffer, CommandList, Device, InvalidArgument, Program, Unsupported
+from devrt.scheduler.plan import Launch, Place, Schedule, schedule
+from devrt.scheduler.simplify import resolve
+from devrt.scheduler.storage import Storage, buffer_node, remember
+
+_lock = threading.RLock()
+_programs: dict[tuple[int, str], Program] = {}
+
+
+def device_of(roots: Sequence[Node], default: str = "cpu") -> Device:
+    """The one device that the arrays of a graph are on. Raises InvalidArgument where they are on several."""
+    devices = {id(n.arg.device): n.arg.device for n in topological(roots) if n.op is Op.BUFFER}
+    devices |= {id(d): d for d in (registry.open(n.arg) for n in topological(roots) if n.op is Op.COPY)}
+    if len(devices) > 1:
+        raise InvalidArgument("the arrays of one expression are on different devices",
+                              evidence=", ".join(sorted(d.uri for d in devices.values())), remedy="use to_device()")
+    return next(iter(devices.values())) if devices else registry.open(default)
+
+
+class Bound:
+    """A schedule with its arrays on a device, recorded as a command list."""
+
+    def __init__(self, s: Schedule, device: Device, inputs: Sequence[Storage]) -> None:
+        self.schedule, self.device, self.inputs = s, device, list(inputs)
+        self.outputs = [Storage.alloc(shape, dtype, device) if k not in s.passthrough else self.inputs[s.passthrough[k]]
+                        for k, (shape, dtype) in enumerate(s.outputs)]
+        self.arena = device.alloc(s.arena_bytes) if s.arena_bytes else None
+        self.commands: CommandList = device.command_list()
+        self.indexes = [self._record(launch) for launch in s.launches]
+
+    def _record(self, launch: Launch) -> int:
+        if launch.compiled is None:
+            dst, src = (self.buffer(p) for p in launch.places)
+            return self.commands.copy(*dst[:1], src[0], launch.nbytes, dst[1], src[1])
+        arguments = [self.argument(p) for p in launch.places]
+        return self.commands.dispatch(program(self.device, launch), arguments, launch.compiled.groups)
+
+    def buffer(self, p: Place) -> tuple[Buffer, int]:
+        """(buffer, byte offset)"""
+        if p.kind == "temp":
+            assert self.arena is not None
+            return self.arena, p.at
+        return (self.inputs if p.kind == "input" else self.outputs)[p.at].buffer, 0
+
+    def argument(self, p: Place) -> Buffer | int:
+        buffer, offset = self.buffer(p)
+        return buffer if p.kind != "temp" else buffer.address + offset
+
+    def submit(self) -> int:
+        """Queue the list; the temporaries' memory goes back when the device is done with it."""
+        value = self.device.compute.submit(self.commands)
+        for s in self.outputs:
+            s.ready = value
+        return value
+
+    def release(self) -> None:
+        """Give the temporaries back."""
+        if self.arena is not None:
+            self.device.free(self.arena)
+            self.arena = None
+
+
+def program(device: Device, launch: Launch) -> Program:
+    """The loaded program of a launch, loaded once a device."""
+    compiled = launch.compiled
+    assert compiled is not None
+    key = (id(device), compiled.entry)
+    with _lock:
+        if key not in _programs:
+            _programs[key] = device.load(compiled.image, compiled.entry)
+        return _programs[key]
+
+
+def realize(nodes: Sequence[Node]) -> list[Node]:
+    """The BUFFER nodes that hold `nodes`, computed if need be (asynchronously: see Storage.ready)."""
+    with _lock:
+        roots = resolve(nodes)
+        todo = list(dict.fromkeys(r for r in roots if r.op is not Op.BUFFER))
+        if todo:
+            device = device_of(todo)
+            s, inputs = schedule(todo, device.properties)
+            bound = Bound(s, device, [n.arg for n in inputs])
+            try:
+                bound.submit()
+            finally:
+                bound.release()
+            made = {r: remember(r, o) for r, o in zip(todo, bound.outputs, strict=True)}
+            for n, r in zip(nodes, roots, strict=True):
+                if r in made and n is not r:
+                    remember(n, made[r].arg)
+            roots = [made.get(r, r) for r in roots]
+        return roots
+
+
+def wait(s: Storage) -> None:
+    """Block until what writes `s` is done."""
+    if s.ready:
+        s.device.compute.wait(s.ready)
+        s.ready = 0
+
+
+def to_device(node: Node, device: Device) -> Node:
+    """The array `node` (a BUFFER) on another device; copies run on the copy queue."""
+    source: Storage = node.arg
+    if source.device is device:
+        return node
+    raise Unsupported(f"no copies from {source.device.uri} to {device.uri}", remedy="this version has one device, cpu")
+
+
+__all__ = ["Bound", "buffer_node", "device_of", "program", "realize", "to_device", "wait"]

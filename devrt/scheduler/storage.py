@@ -1,0 +1,62 @@
+"""Storage: the array behind a BUFFER node, and which nodes already have one."""
+
+from __future__ import annotations
+
+import math
+import weakref
+
+from devrt.compiler.dtypes import DType
+from devrt.compiler.ops import Node, Op, Shape, make
+from devrt.device import Buffer, Device, InvalidArgument
+
+
+class Storage:
+    """A dense row-major array of `shape` and `dtype` on `device`. Freed with the last reference.
+
+    `ready` is the value of the compute queue's timeline at which its contents are written (0: now).
+    """
+
+    __slots__ = ("__weakref__", "_finalizer", "buffer", "device", "dtype", "ready", "shape")
+
+    def __init__(self, shape: Shape, dtype: DType, device: Device, buffer: Buffer) -> None:
+        need = dtype.nbytes(math.prod(shape))
+        if buffer.nbytes < need:
+            raise InvalidArgument(f"a buffer of {buffer.nbytes} bytes is too small for {dtype}{list(shape)}",
+                                  evidence=f"{need} bytes needed")
+        self.shape, self.dtype, self.device, self.buffer = shape, dtype, device, buffer
+        self.ready = 0
+        self._finalizer = weakref.finalize(self, _free, device, buffer)
+        self._finalizer.atexit = False
+
+    @classmethod
+    def alloc(cls, shape: Shape, dtype: DType, device: Device) -> Storage:
+        """Uninitialised memory. Raises OutOfMemory."""
+        return cls(shape, dtype, device, device.alloc(max(dtype.nbytes(math.prod(shape)), 1)))
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.nbytes(math.prod(self.shape))
+
+
+def _free(device: Device, buffer: Buffer) -> None:
+    device.free(buffer)
+
+
+def buffer_node(s: Storage) -> Node:
+    """The BUFFER node that reads `s`."""
+    return make(Op.BUFFER, (), s)
+
+
+_computed: weakref.WeakKeyDictionary[Node, Node] = weakref.WeakKeyDictionary()
+
+
+def remember(node: Node, storage: Storage) -> Node:
+    """Note that `storage` holds the value of `node`: later graphs read it instead of computing it again."""
+    b = buffer_node(storage)
+    _computed[node] = b
+    return b
+
+
+def known(node: Node) -> Node | None:
+    """The BUFFER node that holds the value of `node`, if it was computed."""
+    return _computed.get(node)
