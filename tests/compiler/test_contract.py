@@ -87,15 +87,16 @@ def memory(x: Array, contiguous: str, last: str) -> Array:
 def check(p: Program, batch: int, m: int, n: int, k: int, *, layout: str = "kn", dtype: DType = dt.float32,
           stored: DType | None = None, interpret: bool = False) -> None:
     a, b = operands(batch, m, n, k, stored or dtype)
-    arrays = {"a": memory(a, layout[0], "k"), "b": memory(b, layout[1], "n"), "c": np.zeros(batch * m * n, NUMPY[dtype])}
+    arrays = {"a": memory(a, layout[0], "k"), "b": memory(b, layout[1], "n"),
+              "c": np.zeros(batch * m * n, NUMPY[dtype])}
     arrays = {name: x if x.size else np.zeros(1, x.dtype) for name, x in arrays.items()}
     (interpreter.run if interpret else run_on_cpu)(p, arrays)
     expected = reference(a, b, dtype)
     assert arrays["c"].tobytes() == expected.tobytes(), np.argwhere(arrays["c"] != expected.reshape(-1))[:5]
 
 
-RAGGED = [(1, 1, 1, 1), (1, 1, 1, 0), (2, 31, 33, 63), (1, 65, 127, 64), (1, 14, 32, 128), (3, 15, 17, 1), (1, 1, 1000, 65),
-          (1, 127, 1, 65), (40, 3, 5, 7), (1, 64, 64, 64), (1, 200, 160, 31), (5, 28, 48, 33)]
+RAGGED = [(1, 1, 1, 1), (1, 1, 1, 0), (2, 31, 33, 63), (1, 65, 127, 64), (1, 14, 32, 128), (3, 15, 17, 1),
+          (1, 1, 1000, 65), (1, 127, 1, 65), (40, 3, 5, 7), (1, 64, 64, 64), (1, 200, 160, 31), (5, 28, 48, 33)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

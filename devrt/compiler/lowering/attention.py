@@ -16,9 +16,9 @@ The bits (exact tier) depend on the shapes, causal_offset and window alone. For 
 
 A query that sees no key at all gets 0 * (1 / 0) = NaN, as softmax of a row of -inf does.
 
-Lanes run along queries, in blocks of a few vectors. S^T and P^T have a row a key, O^T a row an element of v: so rows of K
-and V are broadcast straight from memory, maxima and sums need no exchange between lanes, and only Q and the result
-are transposed, once a query block. The size of the query block never shows in the bits: key blocks that no query of it
+Lanes run along queries, in blocks of a few vectors. S^T and P^T have a row a key, O^T a row an element of v: so rows
+of K and V are broadcast straight from memory, maxima and sums need no exchange between lanes, and only Q and the
+result are transposed, once a query block. The size of the query block never shows in the bits: key blocks that no query of it
 sees are skipped by the loop's bounds, and where a key block is visible to some of its queries only, the others keep
 their O (m and l come out unchanged: n = m, a = exp2(0) = 1, the sum is 0; O would not always: -0 + 0 is 0, and 0 * inf
 is NaN).
@@ -44,13 +44,13 @@ Element = Callable[[Builder, Reg, Reg, Reg, "Reg | None"], Reg]
 class Attention:
     """What to compute. `batch` counts all leading axes, heads included.
 
-    q, k, v: (builder, batch, i or j, d or e, mask) -> float32. k and v are asked for with the same indices in all lanes,
-             q with d = base + lane. Where mask is false the value is not used and nothing may be read.
-    score:   (builder, batch, i, j, q . k) -> what exp2 takes, log2(e) multiplied in; -inf hides a key. i differs between
-             lanes and may lie beyond the last query (the result is then dropped): an address made of it is to be clamped.
-    causal_offset: key j is visible to query i only if j <= i + causal_offset; None: no such bound
-    window:  with causal_offset c: only if also j > i + c - window, so that `window` keys are visible; None: no such bound
+    q, k, v: (builder, batch, i or j, d or e, mask) -> float32. k and v are asked for with the same indices in all
+             lanes, q with d = base + lane. Where mask is false the value is not used and nothing may be read.
+    score:   (builder, batch, i, j, q . k) -> what exp2 takes, log2(e) multiplied in; -inf hides a key. i differs
+             between lanes and may lie beyond the last query, whose result is dropped: clamp an address made of it.
     store:   (builder, batch, i, e, value, mask); e = base + lane
+    causal_offset: key j is visible to query i only if j <= i + causal_offset; None: no such bound
+    window:  with causal_offset c, only if also j > i + c - window: the last `window` keys. None: no such bound
     """
 
     batch: int
@@ -87,7 +87,7 @@ def plan(a: Attention, tuning: Tuning) -> AttentionPlan:
     vectors = min(2, -(-a.queries // tuning.lanes))
     most = max(1, (tuning.vector_registers - vectors - 1) // vectors)
     # What a tile leaves over is done row by row, at half the speed.
-    rows = min(range(1, most + 1), key=lambda r: ((KEY_BLOCK + a.value_depth) / r + KEY_BLOCK % r + a.value_depth % r, -r))
+    rows = min(range(1, most + 1), key=lambda r: sum(size / r + size % r for size in (KEY_BLOCK, a.value_depth)))
     size = vectors * tuning.lanes
     height = _round_up(a.depth, tuning.lanes) + _round_up(a.value_depth, tuning.lanes) + KEY_BLOCK + 3
     scratch = 4 * size * height
