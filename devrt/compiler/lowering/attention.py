@@ -18,10 +18,10 @@ A query that sees no key at all gets 0 * (1 / 0) = NaN, as softmax of a row of -
 
 Lanes run along queries, in blocks of a few vectors. S^T and P^T have a row a key, O^T a row an element of v: so rows
 of K and V are broadcast straight from memory, maxima and sums need no exchange between lanes, and only Q and the
-result are transposed, once a query block. The size of the query block never shows in the bits: key blocks that no query of it
-sees are skipped by the loop's bounds, and where a key block is visible to some of its queries only, the others keep
-their O (m and l come out unchanged: n = m, a = exp2(0) = 1, the sum is 0; O would not always: -0 + 0 is 0, and 0 * inf
-is NaN).
+result are transposed, once a query block. The size of the query block never shows in the bits: key blocks that no
+query of it sees are skipped by the loop's bounds, and where a key block is visible to some of its queries only, the
+others keep their O (m and l come out unchanged: n = m, a = exp2(0) = 1, the sum is 0; O would not always: -0 + 0 is 0,
+and 0 * inf is NaN).
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def plan(a: Attention, tuning: Tuning) -> AttentionPlan:
     """How `a` is cut for the machine `tuning`; changes speed and never bits."""
     vectors = min(2, -(-a.queries // tuning.lanes))
     most = max(1, (tuning.vector_registers - vectors - 1) // vectors)
-    # What a tile leaves over is done row by row, at half the speed.
-    rows = min(range(1, most + 1), key=lambda r: sum(size / r + size % r for size in (KEY_BLOCK, a.value_depth)))
+    # A high tile loads less; what it leaves over is done row by row, where latency shows.
+    rows = min(range(1, most + 1), key=lambda r: sum(size / r + size % r * 3 for size in (KEY_BLOCK, a.value_depth)))
     size = vectors * tuning.lanes
     height = _round_up(a.depth, tuning.lanes) + _round_up(a.value_depth, tuning.lanes) + KEY_BLOCK + 3
     scratch = 4 * size * height
