@@ -88,6 +88,8 @@ class Partition:
                 d = draft_contract(root, anchor, self.stored)
             if d is not None:
                 return d
+        if root.op is Op.REDUCE:
+            self._store_row_results(root)
         rows = draft_rows(root, self.stored, lambda n: not in_order(n), self._worth)
         if rows is not None:
             self._store_shared_factors(rows)
@@ -144,6 +146,16 @@ class Partition:
                     base = base.src[0]
                 if base.size < other.size and base.op in ELEMENTWISE and not self.stored(base):
                     self.arrays.add(base)
+
+    def _store_row_results(self, root: Node) -> None:
+        """A reduction of what longer reductions gave (the mean of a loss): those share a kernel that stores their result."""
+        base = root.src[0]
+        while base.op in (Op.RESHAPE, Op.PERMUTE, Op.CAST) and not self.stored(base):
+            base = base.src[0]
+        if base.op in ELEMENTWISE and not self.stored(base):
+            longer = [n for n in self._region(base) if n.op in (Op.REDUCE, Op.CONTRACT) and n.src[0].size >= 4 * base.size]
+            if longer:
+                self.arrays.add(base)
 
     def _store_expensive_shared(self) -> None:
         """Transcendentals with several users that will not share a kernel: only where the users are contractions."""

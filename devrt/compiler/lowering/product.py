@@ -76,7 +76,7 @@ def lower_attention(k: Kernel, name: str, t: Tuning) -> Program:
         return Scope(b, calls.params, {s.batch: batch, s.i: i, s.j: j}, {s.dot: value}).value(s.score)
     a = attention.Attention(
         batch=s.batch.size, queries=s.i.size, keys=s.j.size, depth=s.d.size, value_depth=s.e.size,
-        q=calls.operand(s.q, s.batch, s.i, s.d), k=calls.operand(s.k, s.batch, s.d, s.j),
+        q=calls.operand(s.q, s.batch, s.i, s.d), k=calls.operand(s.k, s.batch, s.j, s.d),
         v=calls.operand(s.v, s.batch, s.j, s.e), score=score, causal_offset=s.causal_offset, window=s.window,
         store=calls.store(out, s.name, s.batch, s.i, s.e))
     plan = attention.plan(a, t)
