@@ -56,8 +56,8 @@ class Math(Protocol[T]):
 class Tables:
     """A float type and what the functions need to know of it."""
 
-    float: DType
-    int: DType
+    real: DType
+    signed: DType
     fraction: int                 # explicit fraction bits
     bias: int
     exp2: tuple[float, ...]
@@ -73,6 +73,7 @@ class Tables:
     erf_slope: tuple[float, ...]
     erf: tuple[float, ...]
     tail: tuple[float, ...]
+    tail_middle: float            # where the tail's variable is 0
     tail_end: float               # beyond it exp(-a^2/2) is 0
     sqrt2: float
     gelu: tuple[tuple[float, ...], tuple[float, ...]]
@@ -84,13 +85,14 @@ class Tables:
         return 1.5 * 2.0 ** self.fraction
 
 
-F32 = Tables(dt.float32, dt.int32, 23, 127, co.EXP2_F32, co.EXP_F32, co.EXPM1_F32, co.LOG_F32, co.LN2_F32, co.LOG2E_F32,
-             0x3f3504f3, (co.THIRD_F32,), co.ATANH_F32, co.TWO_LOG2E_F32, co.ERF_SLOPE_F32, co.ERF_F32, co.TAIL_F32,
-             15.0, co.SQRT2_F32[0], (co.GELU_LINEAR_F32, co.GELU_CUBIC_F32), (-104.0, 89.0), 10.0)
-F64 = Tables(dt.float64, dt.int64, 52, 1023, co.EXP2_F64, co.EXP_F64, co.EXPM1_F64, co.LOG_F64, co.LN2_F64, co.LOG2E_F64,
-             0x3fe6a09e667f3bcd, (co.THIRD_F64, co.FIFTH_F64), co.ATANH_F64, co.TWO_LOG2E_F64, co.ERF_SLOPE_F64,
-             co.ERF_F64, co.TAIL_F64, 39.0, co.SQRT2_F64[0], (co.GELU_LINEAR_F64, co.GELU_CUBIC_F64), (-746.0, 710.0),
-             20.0)
+F32 = Tables(dt.float32, dt.int32, 23, 127, co.EXP2_F32, co.EXP_F32, co.EXPM1_F32, co.LOG_F32, co.LN2_F32,
+             co.LOG2E_F32, 0x3f3504f3, (co.THIRD_F32,), co.ATANH_F32, co.TWO_LOG2E_F32, co.ERF_SLOPE_F32, co.ERF_F32,
+             co.TAIL_F32, co.TAIL_MIDDLE_F32[0], 15.0, co.SQRT2_F32[0], (co.GELU_LINEAR_F32, co.GELU_CUBIC_F32),
+             (-104.0, 89.0), 10.0)
+F64 = Tables(dt.float64, dt.int64, 52, 1023, co.EXP2_F64, co.EXP_F64, co.EXPM1_F64, co.LOG_F64, co.LN2_F64,
+             co.LOG2E_F64, 0x3fe6a09e667f3bcd, (co.THIRD_F64, co.FIFTH_F64), co.ATANH_F64, co.TWO_LOG2E_F64,
+             co.ERF_SLOPE_F64, co.ERF_F64, co.TAIL_F64, co.TAIL_MIDDLE_F64[0], 39.0, co.SQRT2_F64[0],
+             (co.GELU_LINEAR_F64, co.GELU_CUBIC_F64), (-746.0, 710.0), 20.0)
 
 
 class _Ops(Generic[T]):
@@ -99,7 +101,7 @@ class _Ops(Generic[T]):
     def __init__(self, m: Math[T], like: T) -> None:
         self.m, self.like = m, like
         self.t = F64 if m.dtype(like) is dt.float64 else F32
-        self.zero_bits = m.bitcast(like, self.t.int)
+        self.zero_bits = m.bitcast(like, self.t.signed)
 
     def number(self, v: T | float) -> T:
         return self.m.const(self.like, float(v)) if isinstance(v, (int, float)) else v
@@ -116,14 +118,14 @@ class _Ops(Generic[T]):
     def less(self, a: T | float, b: T | float) -> T: return self.m.less(self.number(a), self.number(b))
     def equal(self, a: T, b: T | float) -> T: return self.m.equal(a, self.number(b))
     def where(self, c: T, a: T | float, b: T | float) -> T: return self.m.where(c, self.number(a), self.number(b))
-    def bits(self, a: T) -> T: return self.m.bitcast(a, self.t.int)
-    def float(self, a: T) -> T: return self.m.bitcast(a, self.t.float)
+    def bits(self, a: T) -> T: return self.m.bitcast(a, self.t.signed)
+    def real(self, a: T) -> T: return self.m.bitcast(a, self.t.real)
 
     def abs(self, a: T) -> T:
-        return self.float(self.m.bitand(self.bits(a), self.integer(self.t.int.max)))
+        return self.real(self.m.bitand(self.bits(a), self.integer(self.t.signed.max)))
 
     def sign_bit(self, a: T) -> T:
-        return self.m.bitand(self.bits(a), self.integer(self.t.int.min))
+        return self.m.bitand(self.bits(a), self.integer(self.t.signed.min))
 
     def polynomial(self, x: T, c: Sequence[float]) -> T:
         """c[0] + c[1]*x + .., by Horner's rule."""
@@ -173,7 +175,7 @@ class _Ops(Generic[T]):
         one = self.integer(1)
         fraction = self.integer(self.t.fraction)
         half, rest = self.m.shr(n, one), self.m.shr(self.m.add(n, one), one)
-        return self.float(self.m.shl(half, fraction)), self.float(self.m.shl(rest, fraction))
+        return self.real(self.m.shl(half, fraction)), self.real(self.m.shl(rest, fraction))
 
     def scaled(self, y: T, n: T) -> T:
         """y*2^k with n as `scales` takes it."""
@@ -204,14 +206,14 @@ class _Ops(Generic[T]):
         small = self.less(x, 2.0 ** (1 - t.bias))
         bits = self.bits(self.where(small, self.mul(x, 2.0 ** up), x))
         above = m.add(bits, self.integer(-t.sqrt_half))
-        e = m.cast(m.shr(above, self.integer(t.fraction)), t.float)
+        e = m.cast(m.shr(above, self.integer(t.fraction)), t.real)
         mantissa = m.add(m.bitand(above, self.integer((1 << t.fraction) - 1)), self.integer(t.sqrt_half))
-        return self.float(mantissa), self.add(e, self.where(small, -float(up), 0.0))
+        return self.real(mantissa), self.add(e, self.where(small, -float(up), 0.0))
 
     def tail(self, a: T) -> T:
         """exp(a^2/2)*Phi(-a) for 0 <= a <= tail_end, Phi the normal distribution."""
-        w = self.div(1.0, self.add(a, 3.0))
-        return self.mul(self.polynomial(self.mul(self.add(a, -3.0), w), self.t.tail), w)
+        w = self.div(1.0, self.add(a, self.t.tail_middle))
+        return self.mul(self.polynomial(self.mul(self.add(a, -self.t.tail_middle), w), self.t.tail), w)
 
 
 def _wide(m: Math[T], x: T, f: Callable[[_Ops[T], T], T]) -> T:
@@ -282,13 +284,13 @@ def _tanh(o: _Ops[T], x: T) -> T:
     r = o.fma(k, -t.ln2[1], r0)
     r_low = o.fma(k, -t.ln2[1], o.sub(r0, r))
     p, p_low = o.sum_ordered(r, o.fma(o.mul(r, r), o.polynomial(r, t.expm1), r_low))
-    scale = o.float(o.m.shl(n, o.integer(t.fraction)))
+    scale = o.real(o.m.shl(n, o.integer(t.fraction)))
     less_one = o.add(scale, -1.0)
     u = o.fma(scale, p, less_one)
     u_low = o.fma(scale, p_low, o.fma(scale, p, o.sub(less_one, u)))
     d, d_low = o.sum(u, o.number(2.0))
     y = o.quotient((u, u_low), (d, o.add(d_low, u_low)))
-    return o.float(o.m.bitor(o.bits(y), o.sign_bit(x)))
+    return o.real(o.m.bitor(o.bits(y), o.sign_bit(x)))
 
 
 def erf(m: Math[T], x: T) -> T:
@@ -304,7 +306,7 @@ def _erf(o: _Ops[T], x: T) -> T:
     p, n = o.exp(o.neg(o.mul(far, far)))
     tail = o.scaled(o.mul(p, o.tail(o.mul(far, o.t.sqrt2))), n)
     y = o.where(o.less(a, 1.0), near, o.fma(tail, -2.0, 1.0))
-    return o.float(o.m.bitor(o.bits(y), o.sign_bit(x)))
+    return o.real(o.m.bitor(o.bits(y), o.sign_bit(x)))
 
 
 def gelu(m: Math[T], x: T) -> T:
@@ -327,7 +329,7 @@ def _gelu(o: _Ops[T], x: T) -> T:
 
 
 def gelu_tanh(m: Math[T], x: T) -> T:
-    """x/2*(1 + tanh(sqrt(2/pi)*(x + 0.044715*x^3))), the usual approximation of gelu: x*sigmoid of twice that argument."""
+    """x/2*(1 + tanh(sqrt(2/pi)*(x + 0.044715*x^3))), an approximation of gelu: x*sigmoid of twice that argument."""
     return _wide(m, x, _gelu_tanh)
 
 
@@ -378,7 +380,7 @@ def _pow(o: _Ops[T], x: T, y: T) -> T:
     even = m.equal(half, m.floor(half))
     odd_sign = m.where(even, o.integer(0), m.where(whole, o.sign_bit(x), o.integer(0)))
     z = o.where(o.equal(a, 1.0), 1.0, z)
-    z = o.float(m.bitor(o.bits(z), odd_sign))
+    z = o.real(m.bitor(o.bits(z), odd_sign))
     finite_negative = m.bitand(o.less(x, 0.0), o.less(-INF, x))
     z = m.where(finite_negative, m.where(whole, z, o.number(NAN)), z)
     nan_in = o.add(o.mul(x, 0.0), y)

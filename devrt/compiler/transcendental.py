@@ -25,9 +25,9 @@ from devrt.compiler.lir import Builder, Reg
 class Format:
     """A float type as the functions here see it, and their tables for it."""
 
-    float: DType
-    int: DType
-    uint: DType
+    real: DType
+    signed: DType
+    unsigned: DType
     fraction: int                     # explicit fraction bits
     bias: int
     exp2: tuple[float, ...]
@@ -48,7 +48,7 @@ class Format:
 
     @property
     def sign(self) -> int:
-        return 1 << self.uint.bits - 1
+        return 1 << self.unsigned.bits - 1
 
 
 def polynomial(b: Builder, t: Reg, c: Sequence[float]) -> Reg:
@@ -70,26 +70,26 @@ def exp2(b: Builder, x: Reg) -> Reg:
     results.
     """
     f = format_of(x)
-    magic = b.const(f.float, f.round)
+    magic = b.const(f.real, f.round)
     t = b.add(x, magic)
     r = b.sub(x, b.sub(t, magic))
-    p = b.bitcast(b.fma(polynomial(b, r, f.exp2), r, b.const(f.float, 1.0)), f.int)
-    n = b.bitcast(t, f.int)
-    fraction = b.const(f.int, f.fraction)
-    y = b.bitcast(b.add(p, b.shl(n, fraction)), f.float)
+    p = b.bitcast(b.fma(polynomial(b, r, f.exp2), r, b.const(f.real, 1.0)), f.signed)
+    n = b.bitcast(t, f.signed)
+    fraction = b.const(f.signed, f.fraction)
+    y = b.bitcast(b.add(p, b.shl(n, fraction)), f.real)
 
     def edge() -> list[Reg]:
         # Half of n is added to p's exponent, the other half multiplied in: so the product rounds once where it is
         # denormal, and 2^127.9 is reached though 2^128 is no float.
-        k = b.sub(n, b.bitcast(magic, f.int))
-        half = b.shr(k, b.const(f.int, 1))
-        rest = b.add(b.sub(k, half), b.const(f.int, f.bias))
-        v = b.mul(b.bitcast(b.add(p, b.shl(half, fraction)), f.float), b.bitcast(b.shl(rest, fraction), f.float))
-        v = b.select(b.lt(x, b.const(f.float, -f.bias - f.fraction - 1.0)), b.const(f.float, 0.0), v)
-        v = b.select(b.lt(x, b.const(f.float, f.bias + 1.0)), v, b.const(f.float, float("inf")))
+        k = b.sub(n, b.bitcast(magic, f.signed))
+        half = b.shr(k, b.const(f.signed, 1))
+        rest = b.add(b.sub(k, half), b.const(f.signed, f.bias))
+        v = b.mul(b.bitcast(b.add(p, b.shl(half, fraction)), f.real), b.bitcast(b.shl(rest, fraction), f.real))
+        v = b.select(b.lt(x, b.const(f.real, -f.bias - f.fraction - 1.0)), b.const(f.real, 0.0), v)
+        v = b.select(b.lt(x, b.const(f.real, f.bias + 1.0)), v, b.const(f.real, float("inf")))
         return [b.select(b.eq(x, x), v, x)]
 
-    normal = b.lt(b.abs(x), b.const(f.float, f.bias - 1.0))
+    normal = b.lt(b.abs(x), b.const(f.real, f.bias - 1.0))
     return b.when(b.not_(normal), [y], edge)[0]
 
 
@@ -99,34 +99,34 @@ def exp2(b: Builder, x: Reg) -> Reg:
 
 def _split(b: Builder, f: Format, x: Reg) -> tuple[Reg, Reg]:
     """(m, e) with x = m*2^e and 1/sqrt(2) <= m < sqrt(2), for positive normal x; e as a float."""
-    bits = b.bitcast(x, f.int)
-    above = b.sub(bits, b.const(f.int, f.sqrt_half))
-    e = b.shr(above, b.const(f.int, f.fraction))
-    m = b.sub(bits, b.shl(e, b.const(f.int, f.fraction)))
-    return b.bitcast(m, f.float), b.cast(e, f.float)
+    bits = b.bitcast(x, f.signed)
+    above = b.sub(bits, b.const(f.signed, f.sqrt_half))
+    e = b.shr(above, b.const(f.signed, f.fraction))
+    m = b.sub(bits, b.shl(e, b.const(f.signed, f.fraction)))
+    return b.bitcast(m, f.real), b.cast(e, f.real)
 
 
 def log2(b: Builder, x: Reg) -> Reg:
     """The binary logarithm: -inf at 0, NaN below."""
     f = format_of(x)
-    bits = b.bitcast(x, f.uint)
-    least = b.const(f.uint, 1 << f.fraction)
+    bits = b.bitcast(x, f.unsigned)
+    least = b.const(f.unsigned, 1 << f.fraction)
     span = ((2 * f.bias + 1) << f.fraction) - (1 << f.fraction)
-    rare = b.le(b.const(f.uint, span), b.sub(bits, least))  # not a positive normal number
+    rare = b.le(b.const(f.unsigned, span), b.sub(bits, least))  # not a positive normal number
     m, e = _split(b, f, x)
 
     def denormal() -> list[Reg]:
         up = f.fraction + 1
-        m, e = _split(b, f, b.mul(x, b.const(f.float, 2.0 ** up)))
-        return [m, b.add(e, b.const(f.float, -float(up)))]
+        m, e = _split(b, f, b.mul(x, b.const(f.real, 2.0 ** up)))
+        return [m, b.add(e, b.const(f.real, -float(up)))]
 
     m, e = b.when(rare, [m, e], denormal)
     y = _log2_of(b, f, m, e)
 
     def edge() -> list[Reg]:
-        zero, inf = b.const(f.float, 0.0), b.const(f.float, float("inf"))
-        v = b.select(b.lt(zero, x), y, b.const(f.float, float("nan")))
-        v = b.select(b.eq(x, zero), b.const(f.float, -float("inf")), v)
+        zero, inf = b.const(f.real, 0.0), b.const(f.real, float("inf"))
+        v = b.select(b.lt(zero, x), y, b.const(f.real, float("nan")))
+        v = b.select(b.eq(x, zero), b.const(f.real, -float("inf")), v)
         return [b.select(b.eq(x, inf), inf, v)]
 
     return b.when(rare, [y], edge)[0]
@@ -134,9 +134,9 @@ def log2(b: Builder, x: Reg) -> Reg:
 
 def _log2_of(b: Builder, f: Format, m: Reg, e: Reg) -> Reg:
     """log2(m) + e."""
-    t = b.sub(m, b.const(f.float, 1.0))
+    t = b.sub(m, b.const(f.real, 1.0))
     low = b.mul(t, polynomial(b, t, f.log2))
-    return b.add(b.fma(t, b.const(f.float, f.log2e[0]), low), e)
+    return b.add(b.fma(t, b.const(f.real, f.log2e[0]), low), e)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,31 +151,31 @@ def sin(b: Builder, x: Reg, quarter: int = 0) -> Reg:
     """
     f = format_of(x)
     ax = b.abs(x)
-    magic = b.const(f.float, f.round)
-    t = b.fma(ax, b.const(f.float, f.two_over_pi), magic)
+    magic = b.const(f.real, f.round)
+    t = b.fma(ax, b.const(f.real, f.two_over_pi), magic)
     n = b.sub(t, magic)
-    p1, p2, p3 = (b.const(f.float, -p) for p in f.half_pi)
+    p1, p2, p3 = (b.const(f.real, -p) for p in f.half_pi)
     r1 = b.fma(n, p1, ax)  # exact
     r = b.add(r1, b.mul(n, p2))  # no fma: so r1 - r is exact, and low is what the product and the sum have lost
     low = b.fma(n, p3, b.fma(n, p2, b.sub(r1, r)))
-    rare = b.not_(b.lt(ax, b.const(f.float, f.reduce_below)))
-    q, r, low = b.when(rare, [b.bitcast(t, f.uint), r, low], lambda: f.reduce(b, f, ax))
+    rare = b.not_(b.lt(ax, b.const(f.real, f.reduce_below)))
+    q, r, low = b.when(rare, [b.bitcast(t, f.unsigned), r, low], lambda: f.reduce(b, f, ax))
     if quarter % 4:
-        q = b.add(q, b.const(f.uint, quarter % 4))
+        q = b.add(q, b.const(f.unsigned, quarter % 4))
 
     z = b.mul(r, r)
     sine = b.add(r, b.fma(b.mul(r, z), polynomial(b, z, f.sin), low))
     # 1 - r^2/2 rounds to h and leaves e; with the other terms, -r*low among them, e is small enough not to round again
-    one, half = b.const(f.float, 1.0), b.mul(r, b.const(f.float, -0.5))
+    one, half = b.const(f.real, 1.0), b.mul(r, b.const(f.real, -0.5))
     h = b.fma(r, half, one)
     e = b.fma(b.neg(r), low, b.fma(r, half, b.sub(one, h)))
     cosine = b.add(h, b.fma(b.mul(z, z), polynomial(b, z, f.cos), e))
-    odd = b.ne(b.and_(q, b.const(f.uint, 1)), b.const(f.uint, 0))
-    y = b.bitcast(b.select(odd, cosine, sine), f.uint)
-    turn = b.shl(q, b.const(f.uint, f.uint.bits - 2))
+    odd = b.ne(b.and_(q, b.const(f.unsigned, 1)), b.const(f.unsigned, 0))
+    y = b.bitcast(b.select(odd, cosine, sine), f.unsigned)
+    turn = b.shl(q, b.const(f.unsigned, f.unsigned.bits - 2))
     if quarter % 2 == 0:
-        turn = b.xor(turn, b.bitcast(x, f.uint))
-    return b.bitcast(b.xor(y, b.and_(turn, b.const(f.uint, f.sign))), f.float)
+        turn = b.xor(turn, b.bitcast(x, f.unsigned))
+    return b.bitcast(b.xor(y, b.and_(turn, b.const(f.unsigned, f.sign))), f.real)
 
 
 # Both reductions below take any |x| at least 1 and return (quadrant, r, low); r is NaN where |x| is infinite or NaN.
@@ -204,7 +204,7 @@ def _quadrant(b: Builder, product: Reg) -> Reg:
 
 def _radians(b: Builder, f: Format, ax: Reg, turn: Reg, rest: Reg) -> list[Reg]:
     """(turn + rest) in units of 2^-64 quarter turns as r + low; NaN where ax is not finite."""
-    c, c_low = (b.const(f.float, p * 2.0 ** -64) for p in f.half_pi[:2])
+    c, c_low = (b.const(f.real, p * 2.0 ** -64) for p in f.half_pi[:2])
     r = b.mul(turn, c)
     low = b.fma(turn, c_low, b.fma(rest, c, b.fma(turn, c, b.neg(r))))
     total = b.add(r, low)
@@ -213,8 +213,8 @@ def _radians(b: Builder, f: Format, ax: Reg, turn: Reg, rest: Reg) -> list[Reg]:
 
 def _rounded_off(b: Builder, f: Format, n: Reg) -> tuple[Reg, Reg]:
     """The int64 n as a float, and what that lost."""
-    high = b.cast(n, f.float)
-    return high, b.cast(b.sub(n, b.cast(high, dt.int64)), f.float)
+    high = b.cast(n, f.real)
+    return high, b.cast(b.sub(n, b.cast(high, dt.int64)), f.real)
 
 
 def _payne_hanek_f32(b: Builder, f: Format, ax: Reg) -> list[Reg]:
@@ -248,7 +248,7 @@ def _payne_hanek_f64(b: Builder, f: Format, ax: Reg) -> list[Reg]:
     low = b.or_(b.shl(column[2], half), b.and_(column[3], word))
 
     fraction = b.bitcast(b.or_(b.shl(high, two), b.shr(low, b.const(u64, 62))), dt.int64)
-    tail = b.mul(b.cast(b.shl(low, two), f.float), b.const(f.float, 2.0 ** -64))
+    tail = b.mul(b.cast(b.shl(low, two), f.real), b.const(f.real, 2.0 ** -64))
     turn, rest = _rounded_off(b, f, fraction)
     rest = b.add(rest, tail)
     total = b.add(turn, rest)

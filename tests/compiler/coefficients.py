@@ -2,9 +2,10 @@
 
     python -m tests.compiler.coefficients           measure every table against its function, in many digits
     python -m tests.compiler.coefficients --write   derive every table again and rewrite the module
+                                   --write NAME ..  derive these only
 
 A table P approximates g on [lo, hi] so that max |w*(g - P)| is least, where w*(g - P) is the relative error that P
-causes in the function it serves. An exchange algorithm (E. Remez, E. Stiefel) gives the real coefficients. They are then
+causes in the function it serves. An exchange algorithm (E. Remez, E. Stiefel) gives real coefficients. They are then
 rounded one after the other from the lowest power up, the remaining ones being fitted again after each rounding, so that
 the later ones take up what the earlier lost (N. Brisebarre, J.-M. Muller, A. Tisserand 2006 state the problem; this
 greedy order is enough here).
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import mpmath as mp
+
+from devrt.compiler import coefficients as module
 
 Real = Any  # mpmath.mpf
 mp.mp.prec = 200
@@ -118,13 +121,15 @@ QUARTER = (mp.pi / 4 * (1 + mp.mpf(2) ** -8)) ** 2   # a little beyond pi/4: the
 LOG2E = {24: rounded(1 / LN2, 24), 53: rounded(1 / LN2, 53)}
 ERF1 = {bits: rounded(2 / mp.sqrt(mp.pi), bits) for bits in (24, 53)}
 ATANH = ((SQ - 1) / (SQ + 1)) ** 2
-TAIL = 3    # where the variable of the tail of the normal distribution is 0
+END = {24: 15, 53: 39}     # where exp(-a^2/2) is 0
+# The tail's variable is (a - K)/(a + K). Around K = 3 many do; these have first coefficients that are almost floats.
+MIDDLE = {24: 2.6953125, 53: 3.9765625}
 HALF = mp.mpf("0.5") + mp.mpf(2) ** -12
 
 
-def tail(a: Real) -> Real:
-    """(1 + a)*exp(a^2/2)*Phi(-a), of which M. Shepherd and J. Laframboise 1981 approximate a relative."""
-    return (1 + a) * mp.exp(a * a / 2) * mp.erfc(a / SQ) / 2
+def tail(a: Real, k: Real) -> Real:
+    """(a + k)*exp(a^2/2)*Phi(-a), of which M. Shepherd and J. Laframboise 1981 approximate a relative."""
+    return (a + k) * mp.exp(a * a / 2) * mp.erfc(a / SQ) / 2
 
 
 def atanh_tail(z: Real, k: int) -> Real:
@@ -155,16 +160,17 @@ def specs() -> list[Spec]:
                  "log2(1+f) = LOG2E[0]*f + f*P(f), 1/sqrt(2) <= 1+f <= sqrt(2)"),
             Spec(f"LOG_{tag}", bits, 8 if f32 else 19, 1 / SQ - 1, SQ - 1, lambda f: (mp.log1p(f) - f) / f ** 2,
                  lambda f: f ** 2 / mp.log1p(f), "ln(1+f) = f + f^2*P(f), 1/sqrt(2) <= 1+f <= sqrt(2)"),
-            Spec(f"ATANH_{tag}", bits, 1 if f32 else 5, mp.mpf(2) ** -40, ATANH,
+            Spec(f"ATANH_{tag}", bits, 2 if f32 else 6, mp.mpf(2) ** -40, ATANH,
                  lambda z, k=2 if f32 else 3: atanh_tail(z, k), lambda z, k=2 if f32 else 3: z ** k,
                  "atanh(s) = s*(1 + z/3 + z^2*P(z)), z = s^2, 1/sqrt(2) <= (1+s)/(1-s) <= sqrt(2)" if f32 else
                  "atanh(s) = s*(1 + z/3 + z^2/5 + z^3*P(z)), z = s^2, 1/sqrt(2) <= (1+s)/(1-s) <= sqrt(2)"),
             Spec(f"ERF_{tag}", bits, 6 if f32 else 11, mp.mpf(2) ** -60, mp.mpf(1),
                  lambda z, c=ERF1[bits]: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - c, lambda z: mp.sqrt(z) / mp.erf(mp.sqrt(z)),
                  "erf(x) = x*(ERF_SLOPE[0] + P(x^2)), |x| <= 1"),
-            Spec(f"TAIL_{tag}", bits, 10 if f32 else 25, mp.mpf(-1), 1 - 2 * TAIL / (TAIL + (15 if f32 else 39)),
-                 lambda u: tail(TAIL * (1 + u) / (1 - u)), lambda u: 1 / tail(TAIL * (1 + u) / (1 - u)),
-                 f"Phi(-a) = exp(-a^2/2)*P(u)/(1 + a), u = (a - {TAIL})/(a + {TAIL}), 0 <= a <= {15 if f32 else 39}"),
+            Spec(f"TAIL_{tag}", bits, 11 if f32 else 27, mp.mpf(-1), 1 - 2 * MIDDLE[bits] / (MIDDLE[bits] + END[bits]),
+                 lambda u, k=MIDDLE[bits]: tail(k * (1 + u) / (1 - u), k),
+                 lambda u, k=MIDDLE[bits]: 1 / tail(k * (1 + u) / (1 - u), k),
+                 f"Phi(-a) = exp(-a^2/2)*P(u)/(a + K), u = (a - K)/(a + K), K = {MIDDLE[bits]}, 0 <= a <= {END[bits]}"),
         ]
     return out
 
@@ -183,6 +189,7 @@ def constants() -> dict[str, tuple[float, ...]]:
         out[f"LN2_{tag}"] = parts(LN2, bits, 2)
         out[f"LOG2E_{tag}"] = parts(1 / LN2, bits, 2)
         out[f"ERF_SLOPE_{tag}"] = parts(2 / mp.sqrt(mp.pi), bits, 2)
+        out[f"TAIL_MIDDLE_{tag}"] = (MIDDLE[bits],)
         out[f"SQRT2_{tag}"] = parts(SQ, bits, 1)
         out[f"TWO_LOG2E_{tag}"] = parts(2 / LN2, bits, 2)
         out[f"THIRD_{tag}"] = parts(mp.mpf(1) / 3, bits, 2)
@@ -228,12 +235,11 @@ def text(tables: dict[str, tuple[Spec, list[float], Real]]) -> str:
 
 
 def main() -> None:
-    write = "--write" in sys.argv[1:]
+    write, names = "--write" in sys.argv[1:], [a for a in sys.argv[1:] if a != "--write"]
     tables = {}
-    if not write:
-        import devrt.compiler.coefficients as module
     for s in specs():
-        c = derive(s) if write else list(getattr(module, s.name))
+        again = write and (not names or s.name in names)
+        c = derive(s) if again else list(getattr(module, s.name))
         tables[s.name] = s, c, error(s, c)
         print(f"{s.name:12} 2^{float(mp.log(tables[s.name][2], 2)):.2f}  {s.meaning}")
     if write:
