@@ -61,9 +61,9 @@ def _param_memory(p: Param, arrays: Mapping[str, Array]) -> _Memory:
 
 
 def _check_overlap(program: Program, arrays: Mapping[str, Array]) -> None:
-    for written in program.params:
+    for written in (p for p in program.params if p.writable):
         for other in program.params:
-            if written.writable and other is not written and np.may_share_memory(arrays[written.name], arrays[other.name]):
+            if other is not written and np.may_share_memory(arrays[written.name], arrays[other.name]):
                 raise InvalidArgument(f"parameter {written.name} is written and overlaps {other.name}")
 
 

@@ -305,6 +305,15 @@ def test_arguments_are_checked():
     assert set(good.tolist()) == {0x3F80}
 
 
+def test_what_is_written_overlaps_nothing():
+    b = builder()
+    x, y = b.param("x", dt.int64, SIZE), b.param("y", dt.int64, SIZE, writable=True)
+    b.store(y, own(b), b.load(x, own(b)))
+    memory = np.zeros(SIZE + 4, np.int64)
+    with pytest.raises(InvalidArgument, match="y is written and overlaps x"):
+        interpreter.run(b.finish(), {"x": memory[:SIZE], "y": memory[4:]})
+
+
 def test_no_warnings_from_odd_arithmetic():
     b = builder()
     zero, top = b.const(dt.float32, 0.0), b.const(dt.float32, 3e38)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 
 import llvmlite.binding as llvm
 
 from devrt.compiler import lir
 from devrt.compiler.llvm.emit import Emitter
-from devrt.compiler.llvm.target import Target
+from devrt.compiler.llvm.target import Target, named
 from devrt.device import CompileError
 
 _lock = threading.Lock()  # LLVM's global context is not thread-safe
+
+# LLVM 22 turns vpmov*2m and kmov into vmovmsk even where the vector is in a register (16 to 31) that vmovmsk cannot
+# name, and encodes another one: https://github.com/llvm/llvm-project/issues/191304
+_MISENCODED = re.compile(r"\bvp?movmsk\w+\s+%[xy]mm(1[6-9]|2\d|3[01])\b")
 
 
 @functools.cache
@@ -54,6 +59,8 @@ def _compile(program: lir.Program, target: Target) -> tuple[llvm.ModuleRef, llvm
         raise CompileError(f"LLVM refuses the code of {program.name}", evidence=str(e).strip().splitlines()[0],
                            remedy="this is a defect of devrt: please report it with the LIR dump") from e
     _optimise(module, machine)
+    if target.has("avx512vl") and _MISENCODED.search(str(machine.emit_assembly(module.clone()))):
+        return _compile(program, named("x86-64-avx2"))  # which has no such registers
     return module, machine
 
 
