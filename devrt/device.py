@@ -11,7 +11,7 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Errors: what happened, on what evidence, what to do.
@@ -218,12 +218,22 @@ class CommandList(Protocol):
         ...
 
 
+class Profile(Protocol):
+    """Measured time of every command of one submission, readable when it is done."""
+
+    @property
+    def durations_ns(self) -> list[int]: ...
+
+
 class Queue(Protocol):
     """Takes command lists and runs them in order, asynchronously to the host and to other queues."""
 
     def submit(self, commands: CommandList, *, wait: Sequence[tuple[Signal, int]] = (),
-               signal: Sequence[tuple[Signal, int]] = ()) -> int:
-        """Queue `commands` behind the waits; returns the value the queue's own timeline reaches when they are done."""
+               signal: Sequence[tuple[Signal, int]] = (), profile: Any = None) -> int:
+        """Queue `commands` behind the waits; returns the value the queue's own timeline reaches when they are done.
+
+        `profile` (made by Device.profile for this list) receives the time of every command.
+        """
         ...
 
     def wait(self, value: int, timeout_s: float | None = None) -> None:
@@ -251,4 +261,9 @@ class Device(Protocol):
     def load(self, image: bytes, entry: str) -> Program: ...
     def signal(self, value: int = 0) -> Signal: ...
     def command_list(self) -> CommandList: ...
+    def profile(self, commands: CommandList) -> Profile: ...
+    def calibrate(self) -> Properties:
+        """Measure peak_f32_flops_per_s and memory_bytes_per_s once; returns the properties with them."""
+        ...
+
     def close(self) -> None: ...

@@ -8,7 +8,8 @@ import functools
 import os
 import threading
 
-from devrt.cpu.commands import CpuCommandList
+from devrt.cpu import probe
+from devrt.cpu.commands import CpuCommandList, Profile
 from devrt.cpu.host import properties
 from devrt.cpu.memory import Allocator, CpuBuffer, Retirement, limit_bytes
 from devrt.cpu.processor import Processor
@@ -18,6 +19,7 @@ from devrt.cpu.signal import CpuSignal
 from devrt.device import (
     URI,
     Buffer,
+    CommandList,
     DeviceHang,
     DeviceLost,
     DevrtError,
@@ -104,6 +106,17 @@ class CpuDevice:
 
     def command_list(self) -> CpuCommandList:
         return CpuCommandList(self)
+
+    def profile(self, commands: CommandList) -> Profile:
+        if not isinstance(commands, CpuCommandList) or commands.device is not self:
+            raise InvalidArgument(f"{commands!r} is no command list of this device")
+        return Profile(commands)
+
+    def calibrate(self) -> Properties:
+        """The properties with measured peaks; measured (about a second) only if no earlier process has."""
+        if not self.properties.memory_bytes_per_s:
+            probe.measure(self)
+        return self.properties
 
     def check(self) -> None:
         """Raise DeviceLost if the device was closed or this process is a fork of the one that opened it."""

@@ -13,7 +13,7 @@ from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType, compute_type
 from devrt.compiler.index import ZERO, Axis, Index, axis_index, dynamic, flatten, unflatten
 from devrt.compiler.kernel import Contract, Ex, Expressions, Kernel, Name, Reduce, Slot, Store, subexpressions
-from devrt.compiler.ops import ELEMENTWISE, Node, Op
+from devrt.compiler.ops import ELEMENTWISE, Node, Op, topological
 from devrt.device import CompileError
 
 IndexTuple = tuple[Index, ...]
@@ -314,8 +314,10 @@ def forward(root: Node, anchor: Node, at: IndexTuple, stored: Callable[[Node], b
         return memo[n]
 
     def step(n: Node) -> IndexTuple | None | bool:
-        if n is not root and stored(n) or n.op not in INLINE:
+        if n is not root and stored(n):
             return False
+        if n.op not in INLINE:
+            return None if anchor in topological([n]) else False
         found = [f for f in map(visit, n.src) if f is not False]
         if not found:
             return False

@@ -88,8 +88,9 @@ class Partition:
                 d = draft_contract(root, anchor, self.stored)
             if d is not None:
                 return d
-        if root.op is Op.REDUCE:
-            self._store_row_results(root)
+        for n in (root, *self._region(root)):
+            if n.op is Op.REDUCE:
+                self._store_row_results(n)
         rows = draft_rows(root, self.stored, lambda n: not in_order(n), self._worth)
         if rows is not None:
             self._store_shared_factors(rows)

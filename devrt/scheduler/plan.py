@@ -78,11 +78,16 @@ def make_schedule(roots: Sequence[Node], inputs: Sequence[Node], p: Properties) 
                     sum(t.nbytes for t in temporaries), passthrough)
 
 
-_compiled: dict[tuple[str, Properties], Compiled] = {}
+_compiled: dict[object, Compiled] = {}
+
+
+def _target(p: Properties) -> object:
+    """What of a device's properties schedules and code depend on."""
+    return (p.isa, p.lanes, p.compute_units, p.scratch_bytes)
 
 
 def _compile(k: Kernel, p: Properties) -> Compiled:
-    key = (str(k), p)
+    key = (str(k), _target(p))
     if key not in _compiled:
         _compiled[key] = compile_kernel(k, p)
     return _compiled[key]
@@ -180,7 +185,7 @@ _lock = threading.Lock()
 def schedule(roots: Sequence[Node], p: Properties) -> tuple[Schedule, list[Node]]:
     """(schedule, inputs) for `roots`, their BUFFER nodes in the schedule's order; known structures are not planned again."""
     key, inputs = structure(roots)
-    full = (key, p)
+    full = (key, _target(p))
     with _lock:
         found = _schedules.get(full)
         if found is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from devrt import registry
 from devrt.compiler.ops import Node, Op, topological
-from devrt.device import Buffer, CommandList, Device, InvalidArgument, Program, Unsupported
+from devrt.device import Buffer, CommandList, Device, InvalidArgument, Profile, Program, Unsupported
 from devrt.scheduler.plan import Launch, Place, Schedule, schedule
 from devrt.scheduler.simplify import resolve
 from devrt.scheduler.storage import Storage, buffer_node, remember
@@ -36,11 +36,15 @@ class Bound:
         self.arena = device.alloc(s.arena_bytes) if s.arena_bytes else None
         self.commands: CommandList = device.command_list()
         self.indexes = [self._record(launch) for launch in s.launches]
+        self.uses: dict[Place, list[tuple[int, int]]] = {}
+        for launch, index in zip(s.launches, self.indexes, strict=True):
+            for position, place in enumerate(launch.places):
+                self.uses.setdefault(place, []).append((index, position))
 
     def _record(self, launch: Launch) -> int:
         if launch.compiled is None:
             dst, src = (self.buffer(p) for p in launch.places)
-            return self.commands.copy(*dst[:1], src[0], launch.nbytes, dst[1], src[1])
+            return self.commands.copy(dst[0], src[0], launch.nbytes, dst[1], src[1])
         arguments = [self.argument(p) for p in launch.places]
         return self.commands.dispatch(program(self.device, launch), arguments, launch.compiled.groups)
 
@@ -55,9 +59,26 @@ class Bound:
         buffer, offset = self.buffer(p)
         return buffer if p.kind != "temp" else buffer.address + offset
 
-    def submit(self) -> int:
-        """Queue the list; the temporaries' memory goes back when the device is done with it."""
-        value = self.device.compute.submit(self.commands)
+    def rebind(self, inputs: Sequence[Storage]) -> None:
+        """Other inputs of the same shapes, and fresh outputs, in the recorded list."""
+        outputs = [Storage.alloc(shape, dtype, self.device) if k not in self.schedule.passthrough
+                   else inputs[self.schedule.passthrough[k]] for k, (shape, dtype) in enumerate(self.schedule.outputs)]
+        moved = {Place("input", k) for k, (a, b) in enumerate(zip(self.inputs, inputs, strict=True)) if a is not b}
+        moved |= {Place("output", k) for k in range(len(outputs))}
+        self.inputs, self.outputs = list(inputs), outputs
+        if any(x.compiled is None and moved & set(x.places) for x in self.schedule.launches):
+            self.commands = self.device.command_list()  # a copy's buffers can't be patched
+            self.indexes = [self._record(x) for x in self.schedule.launches]
+            return
+        for place, uses in self.uses.items():
+            if place in moved:
+                value = self.argument(place)
+                for index, position in uses:
+                    self.commands.patch(index, position, value)
+
+    def submit(self, profile: Profile | None = None) -> int:
+        """Queue the list. The inputs must stay alive until it is done: the command list keeps their buffers."""
+        value = self.device.compute.submit(self.commands, profile=profile)
         for s in self.outputs:
             s.ready = value
         return value

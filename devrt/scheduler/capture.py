@@ -1,0 +1,147 @@
+"""Captured functions: traced once per signature, recorded as one command list, replayed by patching addresses.
+
+    step = devrt.capture(lambda x, w: devrt.nn.softmax(x @ w))
+    y = step(x, w)          # the first call traces, schedules, compiles and records
+    y = step(x2, w)         # the next ones submit the same list: no per-kernel Python
+
+Arrays that the function closes over are fixed at the first call. Results are fresh arrays every time; temporaries share one
+arena that stays with the recording, so two calls never run at the same time (they queue up).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from devrt.array import Array
+from devrt.compiler.dtypes import DType
+from devrt.compiler.ops import Op, Shape, make
+from devrt.device import Device, InvalidArgument
+from devrt.scheduler import run
+from devrt.scheduler.plan import Schedule, schedule
+from devrt.scheduler.simplify import resolve
+from devrt.scheduler.storage import Storage, buffer_node
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(eq=False)
+class Formal:
+    """Stands for an argument while a function is traced; it has no memory yet."""
+
+    shape: Shape
+    dtype: DType
+    device: Device
+
+    @property
+    def buffer(self) -> Any:
+        raise InvalidArgument("a value was asked for while its function is being captured",
+                              remedy="return it from the function, or compute it outside")
+
+    ready = 0
+
+
+class Captured(Generic[P, R]):
+    """A function whose kernels are recorded: see `capture`."""
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        self.function = function
+        self.recordings: dict[Any, Recording] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        leaves: list[Array] = []
+        key = (_key(args, leaves), _key(kwargs, leaves))
+        with self._lock:
+            recording = self.recordings.get(key)
+            if recording is None:
+                recording = self.recordings[key] = self._record(args, kwargs, leaves)
+            result: R = recording.replay(leaves)
+            return result
+
+    def _record(self, args: Any, kwargs: Any, leaves: list[Array]) -> Recording:
+        formals = [Array(make(Op.BUFFER, (), Formal(a.shape, a.dtype, run.device_of([a.node])))) for a in leaves]
+        given = iter(formals)
+        result = self.function(*_rebuild(args, given), **_rebuild(kwargs, given))
+        outputs: list[Array] = []
+        _key(result, outputs)
+        return Recording(result, outputs, formals)
+
+    def schedules(self) -> list[Schedule]:
+        """What was recorded, one schedule a signature."""
+        return [r.schedule for r in self.recordings.values() if r.schedule is not None]
+
+
+class Recording:
+    """One signature of a captured function: its command list, and where every argument and result is used in it."""
+
+    def __init__(self, result: Any, outputs: list[Array], formals: list[Array]) -> None:
+        self.result, self.formals = result, [f.node for f in formals]
+        roots = resolve([o.node for o in outputs])
+        self.sources = [self.formals.index(r) if r in self.formals else None for r in roots]
+        self.fixed = [r if r.op is Op.BUFFER and r not in self.formals else None for r in roots]
+        todo = list(dict.fromkeys(r for r in roots if r.op is not Op.BUFFER))
+        self.order = [todo.index(r) if r in todo else None for r in roots]
+        self.schedule: Schedule | None = None
+        self.bound: run.Bound | None = None
+        if todo:
+            self.device = run.device_of(todo)
+            self.schedule, inputs = schedule(todo, self.device.properties)
+            self.inputs: list[int | Storage] = [self.formals.index(n) if n in self.formals else n.arg for n in inputs]
+
+    def replay(self, leaves: list[Array]) -> Any:
+        """Submit with `leaves` as the arguments; returns the function's result structure with fresh arrays."""
+        todo = [a for a in leaves if a.node.op is not Op.BUFFER]
+        if todo:
+            for a, node in zip(todo, run.realize([a.node for a in todo]), strict=True):
+                a.node = node
+        made: list[Storage] = []
+        if self.schedule is not None:
+            storages = [leaves[i].node.arg if isinstance(i, int) else i for i in self.inputs]
+            if self.bound is None:
+                self.bound = run.Bound(self.schedule, self.device, storages)
+            else:
+                self.bound.rebind(storages)
+            self.bound.submit()
+            made = self.bound.outputs
+        results = iter([Array(leaves[s].node if s is not None else f if f is not None else buffer_node(made[o or 0]))
+                        for s, f, o in zip(self.sources, self.fixed, self.order, strict=True)])
+        return _rebuild(self.result, results)
+
+
+def capture(function: Callable[P, R]) -> Captured[P, R]:
+    """`function` of Arrays (in any nesting of tuples, lists and dicts; other arguments must be hashable and are part of the
+    signature), recorded once per signature and replayed without per-kernel Python."""
+    return Captured(function)
+
+
+def _key(value: Any, leaves: list[Array]) -> Any:
+    """A hashable description of `value`; its arrays are appended to `leaves` in order."""
+    if isinstance(value, Array):
+        leaves.append(value)
+        return ("array", value.shape, value.dtype)
+    if isinstance(value, (tuple, list)):
+        return (type(value), *(_key(v, leaves) for v in value))
+    if isinstance(value, dict):
+        return ("dict", *((k, _key(v, leaves)) for k, v in value.items()))
+    try:
+        hash(value)
+    except TypeError:
+        raise InvalidArgument(f"a captured function can't take or return a {type(value).__name__}",
+                              remedy="pass Arrays, or hashable constants") from None
+    return (type(value), value)
+
+
+def _rebuild(value: Any, arrays: Any) -> Any:
+    """`value` with its arrays replaced by those of the iterator."""
+    if isinstance(value, Array):
+        return next(arrays)
+    if isinstance(value, (tuple, list)):
+        items = [_rebuild(v, arrays) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {k: _rebuild(v, arrays) for k, v in value.items()}
+    return value
