@@ -11,7 +11,6 @@ submitted asynchronously and waited for where the host reads.
 from __future__ import annotations
 
 import builtins
-import ctypes
 import operator
 from collections.abc import Iterator, Sequence
 from types import EllipsisType
@@ -114,11 +113,9 @@ class Array:
 
     def _raw(self) -> np.ndarray[Any, Any]:
         """Its elements as stored, one-dimensional, not copied."""
-        import numpy as np
-
+        from devrt import dlpack
         from devrt.compiler import convert
-        storage = self.wait().storage
-        view = np.frombuffer(_host_bytes(storage), convert.storage_numpy(self.dtype))
+        view = dlpack.memory(self.wait().storage, convert.storage_numpy(self.dtype))
         view.flags.writeable = False
         return view
 
@@ -177,12 +174,11 @@ class Array:
 
     def __dlpack__(self, *, stream: None = None, max_version: tuple[int, int] | None = None,
                    dl_device: tuple[int, int] | None = None, copy: builtins.bool | None = None) -> Any:
-        """A DLPack capsule of devrt's own memory. Raises Unsupported for types DLPack consumers lack."""
+        """A DLPack capsule of devrt's own memory, read-only; see dlpack.export."""
         from devrt import dlpack
-        if dl_device not in (None, (1, 0)):
+        if dl_device is not None and tuple(dl_device) != (1, 0):
             raise BufferError(f"devrt exports host memory (1, 0), not {dl_device}")
-        return dlpack.export(self.wait().storage, versioned=max_version is not None and max_version[0] >= 1,
-                             copy=builtins.bool(copy))
+        return dlpack.export(self.wait().storage, max_version is not None and max_version[0] >= 1, copy)
 
     # ----- operators
 
@@ -281,13 +277,6 @@ class Array:
         self.node = make(Op.WHERE, (inside, padded, self.node))
 
 
-def _host_bytes(storage: Storage) -> Any:
-    """The memory of a storage through the buffer protocol, keeping the storage alive."""
-    view = (ctypes.c_char * max(storage.nbytes, 1)).from_address(storage.buffer.address)
-    view._storage = storage  # type: ignore[attr-defined]
-    return view
-
-
 def _f() -> Any:
     from devrt import functions
     return functions
@@ -343,15 +332,8 @@ def asarray(obj: Any, /, *, dtype: DType | None = None, device: str | None = Non
     source = _dtype_of(array)
     if source is None:
         raise InvalidArgument(f"no devrt type for NumPy's {array.dtype}", remedy="convert it to a number type first")
-    raw = array.view(convert.storage_numpy(source)) if array.dtype.kind == "V" or source.bits < 32 and array.dtype.type.__module__ == "ml_dtypes" else array
-    contiguous = np.ascontiguousarray(raw, dtype=raw.dtype.newbyteorder("=")).reshape(array.shape)
-    must_copy = not (contiguous is raw or np.shares_memory(contiguous, raw)) or not isinstance(obj, np.ndarray)
-    if must_copy and copy is False and isinstance(obj, np.ndarray):
-        raise InvalidArgument("this array cannot be read in place", evidence=f"strides {array.strides}, dtype {array.dtype}",
-                              remedy="pass copy=None, or a C-contiguous array")
-    if copy and not must_copy:
-        contiguous = contiguous.copy()
-    out = Array(_wrapped(contiguous, source, device))
+    raw = array.view(convert.storage_numpy(source)) if source in convert.BITS_ONLY else array
+    out = Array(_wrapped(raw, source, device, copy if isinstance(obj, np.ndarray) else None))
     return out if dtype is None else out.astype(dtype)
 
 
@@ -363,19 +345,25 @@ def _dtype_of(array: np.ndarray[Any, Any]) -> DType | None:
     return found if found is not None and found is not dt.int4 else None
 
 
-def _wrapped(array: np.ndarray[Any, Any], dtype: DType, device: str | None) -> Node:
-    """A BUFFER node on an ndarray's own memory."""
+def _wrapped(raw: np.ndarray[Any, Any], dtype: DType, device: str | None, copy: builtins.bool | None) -> Node:
+    """A BUFFER node on an ndarray's own memory, or on a copy where that is not dense, aligned and in native order."""
+    import numpy as np
+    native = raw.dtype.newbyteorder("=")
+    dense = raw.flags.c_contiguous and raw.flags.aligned and raw.dtype == native
+    if not dense and copy is False:
+        raise InvalidArgument("this array cannot be read in place", evidence=f"strides {raw.strides}, dtype {raw.dtype}",
+                              remedy="pass copy=None, or an aligned C-contiguous array")
+    held = raw if dense and not copy else np.array(raw, dtype=native, order="C", copy=True)
     target = registry.open(device or "cpu")
-    if array.size == 0:
-        return buffer_node(Storage.alloc(array.shape, dtype, target))
-    buffer = target.wrap(array.ctypes.data, array.nbytes, array)
-    return buffer_node(Storage(array.shape, dtype, target, buffer))
+    if held.size == 0:
+        return buffer_node(Storage.alloc(held.shape, dtype, target))
+    return buffer_node(Storage(held.shape, dtype, target, target.wrap(held.ctypes.data, held.nbytes, held)))
 
 
 def from_dlpack(x: Any, /, *, device: str | None = None, copy: builtins.bool | None = None) -> Array:
-    """An array from any DLPack exporter in host memory, not copied where it is dense."""
+    """An array from any DLPack exporter in host memory, read in place where it is dense. copy as in asarray."""
     from devrt import dlpack
-    return Array(dlpack.adopt(x, device or "cpu", copy))
+    return Array(_wrapped(*dlpack.receive(x), device, copy))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

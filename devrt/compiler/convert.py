@@ -32,6 +32,7 @@ _STORAGE: dict[DType, np.dtype[Any]] = {
     dt.bool_: np.dtype(np.bool_), dt.int4: np.dtype(np.uint8), dt.bfloat16: np.dtype(np.uint16),
     dt.float8_e4m3: np.dtype(np.uint8), dt.float8_e5m2: np.dtype(np.uint8),
 }
+BITS_ONLY = (dt.bfloat16, dt.float8_e4m3, dt.float8_e5m2)  # element arrays of these hold bits, not values
 _NARROW = (dt.float8_e4m3, dt.float8_e5m2, dt.float16, dt.bfloat16)
 
 
