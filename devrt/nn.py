@@ -163,9 +163,10 @@ def rope_tables(positions: Array, depth: int, /, *, theta: float = 10000.0) -> t
     positions 8189, 8190 and 8191 would all be 8192."""
     if not positions.dtype.is_int or depth % 2:
         raise InvalidArgument("RoPE takes integer positions and an even depth", evidence=f"{positions.dtype}, depth {depth}")
-    from devrt.functions import cos, sin
-    from devrt.array import asarray
     import numpy as np
+
+    from devrt.array import asarray
+    from devrt.functions import cos, sin
     inverse = asarray((theta ** -(np.arange(0, depth, 2, dtype=np.float64) / depth)).astype(np.float32))
     angle = expand_dims(positions.astype(dt.float32), axis=positions.ndim) * inverse
     return cos(angle), sin(angle)

@@ -152,7 +152,7 @@ class Draft:
             inner = self.inner_axis(x.shape[2])
             b, m, c = index
             k = axis_index(inner)
-            exprs = (self.expr(x, (b, m, k)), self.expr(n.src[1], (b, k, c)))
+            exprs: tuple[Ex, ...] = (self.expr(x, (b, m, k)), self.expr(n.src[1], (b, k, c)))
             kind, acc = "dot", n.dtype
         else:
             kind, axes = n.arg
@@ -197,9 +197,7 @@ def merge_axes(axes: Sequence[Axis], indexes: Sequence[Index]) -> list[list[Axis
     """Neighbouring axes that every index runs through as if they were one."""
     groups: list[list[Axis]] = []
     for a in axes:
-        if a.size == 1 and groups:
-            groups[-1].append(a)
-        elif groups and (all(x.size == 1 for x in groups[-1]) or _as_one(groups[-1], a, indexes)):
+        if a.size == 1 and groups or groups and (all(x.size == 1 for x in groups[-1]) or _as_one(groups[-1], a, indexes)):
             groups[-1].append(a)
         else:
             groups.append([a])
@@ -303,9 +301,9 @@ def _fuse_into(d: Draft, lanewise: Callable[[Node], bool]) -> Callable[[Node, In
 
 def forward(root: Node, anchor: Node, at: IndexTuple, stored: Callable[[Node], bool]) -> IndexTuple | None:
     """Where the element `at` of `anchor` ends up in `root`, if it is used there once; None otherwise."""
-    memo: dict[Node, IndexTuple | None | bool] = {}
+    memo: dict[Node, IndexTuple | bool | None] = {}
 
-    def visit(n: Node) -> IndexTuple | None | bool:
+    def visit(n: Node) -> IndexTuple | bool | None:
         """The index; False where `n` does not depend on the anchor; None where the way is not one to one."""
         if n is anchor:
             return at
@@ -313,7 +311,7 @@ def forward(root: Node, anchor: Node, at: IndexTuple, stored: Callable[[Node], b
             memo[n] = step(n)
         return memo[n]
 
-    def step(n: Node) -> IndexTuple | None | bool:
+    def step(n: Node) -> IndexTuple | bool | None:
         if n is not root and stored(n):
             return False
         if n.op not in INLINE:

@@ -38,12 +38,13 @@ def svg(report: Report) -> str:
            '<path d="M0,0 L8,4 L0,8 z" fill="#667"/></marker></defs>',
            f'<rect width="{width:.0f}" height="{height:.0f}" fill="white"/>']
     step = (width - 2 * MARGIN) / max(len(inputs), 1)
-    for x, number in enumerate(inputs):
-        cx = MARGIN + step * (x + 0.5)
+    for column, number in enumerate(inputs):
+        cx = MARGIN + step * (column + 0.5)
         out.append(f'<rect x="{cx - 36:.0f}" y="{MARGIN}" width="72" height="24" rx="12" fill="#f4f4f0" stroke="#bbb"/>'
                    f'<text x="{cx:.0f}" y="{MARGIN + 16}" text-anchor="middle">input {number}</text>')
     for n, k in enumerate(report.kernels):
         x, y = corner(n)
+        start: tuple[float, float]
         for p in dict.fromkeys(k.reads):
             source = next((m for m in range(n - 1, -1, -1) if report.kernels[m].writes == p), None)
             if source is not None:

@@ -185,7 +185,7 @@ class Emitter:
         entry = self.label
         self.block(group_head)
         self.line(f"%group = phi i64 [ %begin, %{entry} ], [ %group.next, %group.latch ]")
-        self.line(f"%group.more = icmp slt i64 %group, %end")
+        self.line("%group.more = icmp slt i64 %group, %end")
         self.line(f"br i1 %group.more, label %{group_body}, label %{group_end}")
         self.block(group_body)
         self.run_block(p.body)
@@ -248,10 +248,9 @@ class Emitter:
             return False
         a, b = (self.values[r] for r in i.args)
         t = self.index
-        forms = [(v.name, 0) if v.uniform else (v.base, v.stride) if v.base else None for v in (a, b)]
-        if forms[0] is None or forms[1] is None or a.uniform and b.uniform:
+        if (a.uniform and b.uniform) or not all(v.uniform or v.base for v in (a, b)):
             return False
-        (ba, sa), (bb, sb) = forms
+        (ba, sa), (bb, sb) = ((v.name, 0) if v.uniform else (v.base, v.stride) for v in (a, b))
         if i.op == "mul":
             if sb or not bb.lstrip("-").isdigit():
                 ba, sa, bb, sb = bb, sb, ba, sa

@@ -40,6 +40,7 @@ class Contraction:
              not used and nothing may be read.
     a_contiguous: "k", "m" or "": the index along which neighbouring calls touch neighbouring memory;
     b_contiguous: "n", "k" or ""
+    a_work, b_work: arithmetic instructions of a prologue, beside the load; 0 for plain operands
     store:   (builder, batch, m, n, value, mask), epilogue included; m is the same in all lanes, n is base + lane
     """
 
@@ -53,12 +54,14 @@ class Contraction:
     a_contiguous: str
     b_contiguous: str
     store: Store
+    a_work: int = 0
+    b_work: int = 0
 
 
 def plan(c: Contraction, tuning: Tuning) -> ContractionPlan:
     """How `c` is cut for the machine `tuning`; changes speed and never bits. `str()` of it is one readable line."""
-    return plan_shape(Shape(c.batch, c.m, c.n, c.k, c.dtype.bits, c.dtype.is_float, c.a_contiguous, c.b_contiguous),
-                      tuning)
+    return plan_shape(Shape(c.batch, c.m, c.n, c.k, c.dtype.bits, c.dtype.is_float,
+                            c.a_contiguous, c.b_contiguous, c.a_work, c.b_work), tuning)
 
 
 def lower(b: Builder, c: Contraction, plan: ContractionPlan) -> None:

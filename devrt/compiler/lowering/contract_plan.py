@@ -5,11 +5,13 @@ Costs are in cycles of one core with two vector fma units and two load ports. Th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 SCRATCH = 4 << 20  # bytes a group may use
 _GROUP_FMAS = 1 << 19  # below this a group is too short for what handing it out costs
+_PAGE = 4096
 _LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
 
 
@@ -26,7 +28,8 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Shape:
-    """What planning needs to know of a contraction; `bits` of an accumulator, `fused` where it is one fma."""
+    """What planning needs to know of a contraction; `bits` of an accumulator, `fused` where it is one fma, the rest as
+    in Contraction."""
 
     batch: int
     m: int
@@ -36,6 +39,8 @@ class Shape:
     fused: bool
     a_contiguous: str
     b_contiguous: str
+    a_work: int
+    b_work: int
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,10 @@ def _parts(tiles: int) -> list[int]:
 
 
 def _fit(s: Shape, t: Tuning, m: Axis, n: Axis, batch_parts: int) -> ContractionPlan:
-    """The plan of one grid: packing pays where a packed element is used several times, or read out of order."""
-    pack_b = {"k": True, "n": m.most >= 4 and _far(s, t), "": m.most >= 2}[s.b_contiguous]
-    pack_a = n.most >= (2 if s.a_contiguous == "" else 3)
+    """The plan of one grid: packing pays where a packed element is used several times and is not good where it lies."""
+    pack_b = s.b_contiguous == "k" or (m.most >= 2 and (s.b_work > 0 or not s.b_contiguous)) or (
+        m.most >= 4 and _far(s, t, n))
+    pack_a = n.most >= 2 and (s.a_work > 0 or s.a_contiguous != "k" or _aliased(s, t, m))
     k_block, k_blocks = _k_block(s, t, m.tile, n.tile) if pack_b else (max(1, s.k), 1)
     size = s.bits // 8
     tiles = m.most * n.most if k_blocks > 1 else 1
@@ -179,8 +185,19 @@ def _fit(s: Shape, t: Tuning, m: Axis, n: Axis, batch_parts: int) -> Contraction
     return ContractionPlan(t.lanes, m, n, square if pack_b else k_block, k_blocks, batch_parts, pack_a, pack_b, scratch)
 
 
-def _far(s: Shape, t: Tuning) -> bool:
-    return s.k * s.n * s.bits // 8 > t.l1_bytes and s.n * s.bits // 8 >= 2048
+def _aliased(s: Shape, t: Tuning, m: Axis) -> bool:
+    """Whether the rows of a strip of A fall on so few sets of L1 that they evict each other.
+
+    A way of L1 is a page; rows a multiple of half a page apart share one or two of its lines. Assumes dense rows.
+    """
+    return m.tile * 3 // 2 > t.l1_bytes // math.gcd(max(1, s.k) * s.bits // 8, _PAGE)
+
+
+def _far(s: Shape, t: Tuning, n: Axis) -> bool:
+    """Whether a group's columns of B, in place, are more than L2 keeps while strips of A pass: by size, or because
+    rows (assumed dense) fall on few of its sets. A way is a sixteenth of it."""
+    rows = t.l2_bytes // math.gcd(s.n * s.bits // 8, t.l2_bytes // 16)
+    return s.k * n.most * n.tile * s.bits // 8 > t.l2_bytes // 2 or s.k > rows // 2
 
 
 def _block_bytes(s: Shape, p: ContractionPlan) -> int:
@@ -193,10 +210,10 @@ def _cost(s: Shape, t: Tuning, p: ContractionPlan, words: int) -> float:
     rows, columns = min(s.m, p.m.most * p.m.tile), min(s.n, p.n.most * p.n.tile)
     vectors = -(-p.n.tile // t.lanes)
     cycles = p.m.most * p.n.most * _tile_cycles(p.m.tile, vectors, words, s.fused) * s.k
-    first = s.k * words * (rows + columns) * 0.5  # the way from memory, and packing
+    # The way from memory, which packing does not overlap with arithmetic; B in place and far: again for every strip.
+    first = s.k * words * (rows * (1.2 if p.pack_a else 0.3) + columns * (1.2 if p.pack_b else 0.3))
+    walk = 0.0 if p.pack_b or not _far(s, t, p.n) else 2.0 * p.m.most * p.n.most * vectors * words * s.k
     spill = (p.k_blocks - 1) * rows * columns * words / t.lanes
-    # B in place and too large for L1: every strip walks down columns of it, a page a row.
-    walk = 0.0 if p.pack_b or not _far(s, t) else 2.0 * p.m.most * p.n.most * vectors * words * s.k
     group = per_group * (cycles + first + spill + walk + 200)
     turns = -(-p.groups // t.units)
     return turns * group * (1 + 0.1 / (p.groups / t.units))

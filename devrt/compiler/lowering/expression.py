@@ -105,8 +105,9 @@ def _rounded(value: int | float | bool, d: DType) -> int | float | bool:
     """A constant as its type holds it."""
     if not d.is_float or d is dt.float64 or math.isnan(value) or math.isinf(value):
         return value
-    from devrt.compiler import convert
     import numpy as np
+
+    from devrt.compiler import convert
     return float(convert.decode(convert.encode(np.array([value], np.float64), d), d, 1)[0])
 
 
