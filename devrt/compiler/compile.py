@@ -41,6 +41,10 @@ class Backend:
         from devrt.compiler.llvm import backend, target
         return backend.compile_program(program, target.host())
 
+    def assembly(self, program: lir.Program) -> str:
+        from devrt.compiler.llvm import backend, target
+        return backend.assembly(program, target.host())
+
 
 @functools.lru_cache(maxsize=16)
 def backend_for(p: Properties) -> Backend:

@@ -110,8 +110,12 @@ def realize(nodes: Sequence[Node]) -> list[Node]:
             device = device_of(todo)
             s, inputs = schedule(todo, device.properties)
             bound = Bound(s, device, [n.arg for n in inputs])
+            from devrt.scheduler import debug
             try:
-                bound.submit()
+                if debug.wanted():
+                    debug.run(s, bound, device)
+                else:
+                    bound.submit()
             finally:
                 bound.release()
             made = {r: remember(r, o) for r, o in zip(todo, bound.outputs, strict=True)}
