@@ -85,16 +85,17 @@ class _Lowering:
         self.lane = b.lane()
         tiles = plan.m.most * plan.n.most if plan.k_blocks > 1 else 1
         self.partial = b.shared("partial", c.dtype, tiles * plan.m.tile * plan.n.tile)
-        # One vector of padding a row: rows a power of two apart would share the same few sets of L1.
+        # One vector of padding a row of A, and a panel of B: a power of two apart they would share few sets of L1.
         self.a_row, self.a_step = (1, _round_up(plan.m.tile, plan.lanes)) if c.a_contiguous == "m" \
             else (_round_up(plan.k_block, plan.lanes) + plan.lanes, 1)
+        self.panel = plan.k_block * plan.n.tile + plan.lanes
         self.a_strip: Shared | None = None
         self.b_block: Shared | None = None
         if plan.pack_a:
             self.a_strip = b.shared("a_strip", c.dtype, plan.m.tile * self.a_row if self.a_step == 1
                                     else plan.k_block * self.a_step)
         if plan.pack_b:
-            self.b_block = b.shared("b_block", c.dtype, plan.n.most * plan.k_block * plan.n.tile)
+            self.b_block = b.shared("b_block", c.dtype, plan.n.most * self.panel)
 
     # ----- structure
 
@@ -205,7 +206,7 @@ class _Lowering:
         self.each(b.idx(0), b.idx(rows), one_row)
 
     def pack_b(self, batch: Reg, n: _Piece, k0: Reg, length: Reg) -> None:
-        """Columns of panel j, k: b_block[((j - first) * k_block + k) * tile + column]."""
+        """Columns of panel j, k: b_block[(j - first) * panel + k * tile + column]."""
         b, c, p = self.b, self.c, self.p
         assert self.b_block is not None
         block = self.b_block
@@ -215,7 +216,7 @@ class _Lowering:
 
         def one_k(k: Reg) -> None:
             def panel(j: Reg) -> None:
-                row = b.mul(b.add(b.mul(b.sub(j, n.first), b.idx(p.k_block)), k), b.idx(p.n.tile))
+                row = b.add(b.mul(b.sub(j, n.first), b.idx(self.panel)), b.mul(k, b.idx(p.n.tile)))
                 n0 = b.mul(j, b.idx(p.n.tile))
                 for v, mask in enumerate(self.columns(n.size)):
                     value = c.b(b, batch, b.add(k0, k), self.along(n0, v * p.lanes), mask)
@@ -226,7 +227,7 @@ class _Lowering:
     def pack_b_transposed(self, block: Shared, batch: Reg, j: Reg, n: _Piece, k0: Reg, length: Reg) -> None:
         """Read along k, `lanes` columns at a time, and turn each square in registers."""
         b, c, p = self.b, self.c, self.p
-        base = b.mul(b.sub(j, n.first), b.idx(p.k_block))
+        base = b.mul(b.sub(j, n.first), b.idx(self.panel))
         n0 = b.mul(j, b.idx(p.n.tile))
         ragged = n.size % p.lanes != 0
 
@@ -243,7 +244,7 @@ class _Lowering:
                         mask = real if inside is None else b.and_(inside, real)
                     rows.append(c.b(b, batch, b.add(k0, at), b.add(n0, column), mask))
                 for r, value in enumerate(transpose(b, rows, self.lane)):
-                    to = b.mul(b.add(base, b.add(k, b.idx(r))), b.idx(p.n.tile))
+                    to = b.add(base, b.mul(b.add(k, b.idx(r)), b.idx(p.n.tile)))
                     b.store(block, self.along(b.add(to, b.mul(v, b.idx(p.lanes)))), value)
                 return []
             b.loop(b.idx(0), length, [], square, step=p.lanes)
@@ -256,7 +257,7 @@ class _Lowering:
         """rows x width elements of C, one K block: partial sums in, partial sums or results out."""
         b, c, p = self.b, self.c, self.p
         masks = self.columns(width)
-        panel = b.mul(column, b.idx(p.k_block * p.n.tile))
+        panel = b.mul(column, b.idx(self.panel))
         rest = b.mul(place, b.idx(p.m.tile * p.n.tile)) if p.k_blocks > 1 else b.idx(0)
 
         def b_value(k: Reg, v: int) -> Reg:

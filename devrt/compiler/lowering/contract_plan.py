@@ -181,7 +181,7 @@ def _fit(s: Shape, t: Tuning, m: Axis, n: Axis, batch_parts: int) -> Contraction
     rounded = -(-m.tile // t.lanes) * t.lanes
     strip = max(k_block * rounded, m.tile * (k_block + 2 * t.lanes)) if pack_a else 0
     square = -(-k_block // t.lanes) * t.lanes
-    scratch = size * (tiles * m.tile * n.tile + strip + (n.most * square * n.tile if pack_b else 0))
+    scratch = size * (tiles * m.tile * n.tile + strip + (n.most * (square * n.tile + t.lanes) if pack_b else 0))
     return ContractionPlan(t.lanes, m, n, square if pack_b else k_block, k_blocks, batch_parts, pack_a, pack_b, scratch)
 
 
@@ -194,10 +194,10 @@ def _aliased(s: Shape, t: Tuning, m: Axis) -> bool:
 
 
 def _far(s: Shape, t: Tuning, n: Axis) -> bool:
-    """Whether a group's columns of B, in place, are more than L2 keeps while strips of A pass: by size, or because
-    rows (assumed dense) fall on few of its sets. A way is a sixteenth of it."""
+    """Whether a group's columns of B are bad to walk in place: more than L2 keeps while strips of A pass, by size or
+    because rows fall on few of its sets (a way is a sixteenth of it); or vectors cross lines. Assumes dense rows."""
     rows = t.l2_bytes // math.gcd(s.n * s.bits // 8, t.l2_bytes // 16)
-    return s.k * n.most * n.tile * s.bits // 8 > t.l2_bytes // 2 or s.k > rows // 2
+    return s.k * n.most * n.tile * s.bits // 8 > t.l2_bytes // 2 or s.k > rows // 2 or s.n % t.lanes != 0
 
 
 def _block_bytes(s: Shape, p: ContractionPlan) -> int:
