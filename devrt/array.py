@@ -124,12 +124,9 @@ class Array:
         to float32, int4 to int8, exactly."""
         from devrt.compiler import convert
         raw = self._raw()
-        if not self.size:
-            import numpy as np
-            return np.zeros(self.shape, convert.element_numpy(self.dtype))
-        if convert.storage_numpy(self.dtype) == convert.element_numpy(self.dtype):
-            return raw[:self.size].reshape(self.shape)
-        return convert.decode(raw, self.dtype, self.size).reshape(self.shape)
+        if self.dtype is dt.int4 or self.dtype in convert.BITS_ONLY:
+            return convert.decode(raw, self.dtype, self.size).reshape(self.shape)
+        return raw.reshape(self.shape)
 
     def item(self) -> Scalar:
         """The value of a one-element array as a Python number."""

@@ -63,8 +63,10 @@ class _ManagedVersioned(ctypes.Structure):
 
 _FORMS: tuple[tuple[bytes, type[_Managed] | type[_ManagedVersioned]], ...] = (
     (b"dltensor_versioned", _ManagedVersioned), (b"dltensor", _Managed))
-_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
-_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi))
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi))
 
 
 def _tensor_in(capsule: object) -> _Tensor:
@@ -92,11 +94,12 @@ def export(storage: Storage, versioned: bool, copy: bool | None) -> Any:
         raise Unsupported("int4 is packed two elements a byte, which DLPack consumers do not take",
                           remedy="export astype(int8)")
     if dtype.bits == 8 and dtype.is_float and not versioned:
-        raise Unsupported(f"unversioned DLPack has no {dtype}", remedy="use a consumer of DLPack 1.0, or export astype(float32)")
+        raise Unsupported(f"unversioned DLPack has no {dtype}",
+                          remedy="use a consumer of DLPack 1.0, or export astype(float32)")
     if not versioned and copy is False:
         raise BufferError("unversioned DLPack cannot say that devrt's memory is read-only; use DLPack 1.0 or copy=None")
     copied = copy is True or not versioned or not _VERSIONED_NUMPY
-    view = memory(storage, f"uint{dtype.bits}" if dtype in _OWN_CODE else convert.storage_numpy(dtype)).reshape(storage.shape)
+    view = memory(storage, convert.storage_numpy(dtype)).reshape(storage.shape)
     view = view.copy() if copied else view
     view.flags.writeable = copied
     capsule = view.__dlpack__(max_version=(1, 0)) if versioned and _VERSIONED_NUMPY else view.__dlpack__()
@@ -107,12 +110,12 @@ def export(storage: Storage, versioned: bool, copy: bool | None) -> Any:
     return capsule
 
 
-def memory(storage: Storage, element: str | np.dtype[Any]) -> NDArray[Any]:
+def memory(storage: Storage, element: np.dtype[Any]) -> NDArray[Any]:
     """The host memory of a storage as a one-dimensional array, which keeps the storage alive."""
     nbytes = storage.nbytes
     held = (ctypes.c_char * max(nbytes, 1)).from_address(storage.buffer.address)
     held._storage = storage  # type: ignore[attr-defined]
-    whole: NDArray[Any] = np.frombuffer(held, np.uint8)[:nbytes].view(element)
+    whole: NDArray[Any] = np.frombuffer(memoryview(held), np.uint8)[:nbytes].view(element)
     return whole
 
 
@@ -145,14 +148,15 @@ def receive(x: Any) -> tuple[NDArray[Any], DType]:
     code, bits, lanes = tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes
     dtype = _BY_CODE.get((code, bits)) if lanes == 1 else None
     if dtype is None:
-        raise Unsupported("no devrt type for this DLPack tensor", evidence=f"type code {code}, {bits} bits, {lanes} lanes",
+        raise Unsupported("no devrt type for this DLPack tensor",
+                          evidence=f"type code {code}, {bits} bits, {lanes} lanes",
                           remedy="convert it to a number type first")
     if tensor.ndim > 32:
         raise Unsupported(f"an array of {tensor.ndim} axes", remedy="reshape it to at most 32")
     if dtype in _OWN_CODE:
         tensor.dtype.code = _UINT  # the capsule is ours; only the reader that follows looks at it
     try:
-        raw: NDArray[Any] = np.from_dlpack(_Retyped(capsule))
+        raw: NDArray[Any] = np.from_dlpack(_Retyped(capsule))  # type: ignore[arg-type]
     except (BufferError, RuntimeError, ValueError, TypeError) as e:
         raise InvalidArgument("this DLPack tensor cannot be read", evidence=str(e)) from e
     return raw, dtype

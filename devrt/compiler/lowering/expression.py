@@ -160,14 +160,10 @@ def _is_const(e: Ex, value: int) -> bool:
 
 def _cast(s: Scope, e: Ex, x: Reg) -> Reg:
     src, dst = e.args[0].dtype, e.dtype
-    if dst is dt.int4:  # saturates, like every cast to an integer
+    if dst is dt.int4:  # saturates, from integers too
         x = s.b.cast(x, dt.int32) if src.is_float or src.bits < 32 else x
-        low, high = (s.b.const(x.dtype, max(x.dtype.min, -8)), s.b.const(x.dtype, 7)) if src.is_float else (None, None)
-        if low is not None and high is not None:
-            x = s.b.max(s.b.min(x, high), low)
-            return s.b.cast(x, dt.int8)
-        wide = s.b.cast(x, dt.int32)
-        return s.b.cast(s.b.shr(s.b.shl(wide, s.b.const(dt.int32, 28)), s.b.const(dt.int32, 28)), dt.int8)
+        x = s.b.min(x, s.b.const(x.dtype, 7))
+        return s.b.cast(x if x.dtype.kind == "uint" else s.b.max(x, s.b.const(x.dtype, -8)), dt.int8)
     if dst.is_float and dst not in (dt.float32, dt.float64):
         return s.b.cast(s.b.cast(x, dst), dt.float32)
     return s.b.cast(x, dst)
