@@ -6,7 +6,7 @@ from html import escape
 
 from devrt.scheduler.report import Report, duration, graph_edges, quantity
 
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 250, 84, 40, 56, 30
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 270, 84, 40, 56, 30
 COLOURS = {"map": "#dcebf7", "rows": "#e2f2dc", "contract": "#fbe6cf", "attention": "#f6dbe4", "copy": "#eeeeee"}
 
 
@@ -24,7 +24,7 @@ def svg(report: Report) -> str:
     columns = max(filled.values(), default=1)
     width = 2 * MARGIN + columns * (WIDTH + GAP_X) - GAP_X
     inputs = sorted({p.at for k in report.kernels for p in k.reads if p.kind == "input"})
-    width = max(width, 2 * MARGIN + len(inputs) * 90)
+    width = max(width + WIDTH // 3, 2 * MARGIN + len(inputs) * 90)
     height = 2 * MARGIN + 40 + (max(layer, default=0)) * (HEIGHT + GAP_Y)
 
     def corner(n: int) -> tuple[float, float]:
@@ -55,17 +55,19 @@ def svg(report: Report) -> str:
             else:
                 continue
             end = (x + WIDTH / 2, y)
+            above = layer[source] if source is not None else 0
+            aside = WIDTH * 0.75 if layer[n] - above > 1 else 0  # go around the boxes between
             bend = (start[1] + end[1]) / 2
-            out.append(f'<path d="M{start[0]:.0f},{start[1]:.0f} C{start[0]:.0f},{bend:.0f} {end[0]:.0f},{bend:.0f} '
+            out.append(f'<path d="M{start[0]:.0f},{start[1]:.0f} C{start[0] + aside:.0f},{bend:.0f} {end[0] + aside:.0f},{bend:.0f} '
                        f'{end[0]:.0f},{end[1]:.0f}" fill="none" stroke="#667" marker-end="url(#a)"/>')
     for n, k in enumerate(report.kernels):
         x, y = corner(n)
         shape = "x".join(map(str, k.shape)) or "1"
-        lines = (f"<tspan font-weight='bold'>{escape(k.kind)}</tspan> {shape}", escape(k.ops[:38]),
-                 f"{quantity(k.flops)}FLOP  {quantity(k.bytes)}B  {duration(k.measured_s)}",
+        lines = (f"<tspan font-weight='bold'>{escape(k.kind)}</tspan> {shape}", escape(k.ops if len(k.ops) <= 38 else k.ops[:36] + '..'),
+                 f"{quantity(k.flops)} FLOP  {quantity(k.bytes)}B  {duration(k.measured_s)}",
                  f"{k.gflops:.1f} GFLOP/s  {k.gbytes:.1f} GB/s  {k.limit:.0%} of limit")
-        out.append(f'<g><title>{escape(k.name)}: {escape(k.tiling)}</title>'
-                   f'<rect x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="{COLOURS[k.kind]}" stroke="#889"/>')
+        out.append(f'<g><title>{escape(k.name)}: {escape(k.tiling)}</title><rect x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" '
+                   f'height="{HEIGHT}" rx="6" fill="{COLOURS[k.kind]}" stroke="#889"/>')
         out += [f'<text x="{x + 10:.0f}" y="{y + 19 + 18 * i:.0f}">{line}</text>' for i, line in enumerate(lines)]
         out.append("</g>")
     out.append("</svg>")

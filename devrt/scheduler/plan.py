@@ -125,7 +125,8 @@ def assign(temporaries: Sequence[Temporary]) -> tuple[list[int], int]:
         t = temporaries[k]
         size = (t.nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
         at = 0
-        for lo, hi, other in sorted((p for p in placed if p[2].first <= t.last and t.first <= p[2].last), key=lambda p: p[0]):
+        alive = [p for p in placed if p[2].first <= t.last and t.first <= p[2].last]
+        for lo, hi, _ in sorted(alive, key=lambda p: p[0]):
             if lo - at >= size:
                 break
             at = max(at, hi)

@@ -61,7 +61,8 @@ class Report:
                                         "GB/s", "of limit"), disable_numparse=True,
                          colalign=("left", "left", "right", "left", *["right"] * 7))
         total = sum(k.measured_s for k in self.kernels)
-        saved = f", temporaries {quantity(self.arena_bytes)}B (apart: {quantity(self.temporary_bytes)}B)" if self.temporary_bytes else ""
+        apart = f"(apart: {quantity(self.temporary_bytes)}B)"
+        saved = f", temporaries {quantity(self.arena_bytes)}B {apart}" if self.temporary_bytes else ""
         return f"{table}\n{len(self.kernels)} kernels on {self.device}, {duration(total)} measured{saved}"
 
     def json(self) -> dict[str, Any]:
@@ -108,7 +109,8 @@ def summary(k: Kernel) -> str:
         if isinstance(s, (Reduce, Contract, Attend)):
             name = s.kind if isinstance(s, Reduce) else "contract" if isinstance(s, Contract) else "attention"
             counts[name] = counts.get(name, 0) + 1
-    words = sorted(counts.items(), key=lambda c: (c[0] not in ("attention", "contract", "dot", "sum", "max", "min", "prod"), -c[1]))
+    first = ("attention", "contract", "dot", "sum", "max", "min", "prod")
+    words = sorted(counts.items(), key=lambda c: (c[0] not in first, -c[1]))
     text = " ".join(f"{n}x{name}" if n > 1 else name for name, n in words[:5])
     return text + (" .." if len(words) > 5 else "") or "copy"
 
@@ -142,8 +144,8 @@ def measure(s: Schedule, bound: Bound, device: Device, repeats: int) -> Report:
         k = launch.kernel
         flops, nbytes = k.flops, k.bytes_moved
         guess = predicted(flops, nbytes, p)
-        kernels.append(KernelReport(launch.compiled.entry, k.kind, summary(k), launch.node.shape, tiling(k, launch, device), flops,
-                                    nbytes, guess, seconds, (guess - LAUNCH_S) / seconds if seconds else 0.0,
+        kernels.append(KernelReport(launch.compiled.entry, k.kind, summary(k), launch.node.shape, tiling(k, launch, device),
+                                    flops, nbytes, guess, seconds, (guess - LAUNCH_S) / seconds if seconds else 0.0,
                                     launch.places[1:], launch.places[0]))
     dumps = tuple(str(launch.kernel) for launch in s.launches if launch.kernel is not None)
     return Report(device.uri, tuple(kernels), s.arena_bytes, s.temporary_bytes, dumps)
