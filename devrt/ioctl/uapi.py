@@ -1,0 +1,189 @@
+"""A driver's UAPI as data: request numbers, structs by cffi in ABI mode, one decoder.
+
+A driver's table names its header, its device nodes, its structs as C text and its ioctls as rows. C text is parsed on
+first use, so importing a table costs nothing. Struct fields use <stdint.h> types; the tests compile the kernel's own
+headers and compare every size, offset and request number with what is declared here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cffi
+
+from devrt.ioctl.system import System, view
+
+# asm-generic/ioctl.h: direction 31:30, size 29:16, type 15:8, number 7:0. The same on x86-64 and aarch64.
+_NONE, _WRITE, _READ = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A field that holds the address of `count` x `element` bytes the driver reads or writes; `count` names a field."""
+
+    field: str
+    count: str
+    element: int = 1
+
+
+@dataclass(frozen=True)
+class Ioctl:
+    """One row: how the request number is made, the struct it carries ("" for none), and where that struct points.
+
+    `addresses` are fields that hold an address in this process or the GPU's view of one: they differ from run to run.
+    """
+
+    number: int
+    direction: int
+    struct: str = ""
+    pointers: tuple[Pointer, ...] = ()
+    addresses: tuple[str, ...] = ()
+    bare: bool = False  # the number is the whole request, as in nvidia-uvm
+
+
+def IO(number: int) -> Ioctl:
+    return Ioctl(number, _NONE)
+
+
+def IOR(number: int, struct: str, *pointers: Pointer, addresses: tuple[str, ...] = ()) -> Ioctl:
+    return Ioctl(number, _READ, struct, pointers, addresses)
+
+
+def IOW(number: int, struct: str, *pointers: Pointer, addresses: tuple[str, ...] = ()) -> Ioctl:
+    return Ioctl(number, _WRITE, struct, pointers, addresses)
+
+
+def IOWR(number: int, struct: str, *pointers: Pointer, addresses: tuple[str, ...] = ()) -> Ioctl:
+    return Ioctl(number, _READ | _WRITE, struct, pointers, addresses)
+
+
+def BARE(number: int, struct: str, *pointers: Pointer, addresses: tuple[str, ...] = ()) -> Ioctl:
+    return Ioctl(number, _NONE, struct, pointers, addresses, bare=True)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A request as its header names it, and its argument's fields by name (nested structs as dicts, arrays as lists)."""
+
+    name: str
+    fields: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value}' for name, value in self.fields.items())})"
+
+
+@dataclass(frozen=True, eq=False)
+class Uapi:
+    """The interface of one driver. `nodes` are shell patterns of the device nodes it answers on."""
+
+    name: str
+    header: str
+    nodes: tuple[str, ...]
+    magic: int
+    structs: str
+    ioctls: Mapping[str, Ioctl]
+
+    @functools.cached_property
+    def ffi(self) -> cffi.FFI:
+        ffi = cffi.FFI()
+        ffi.cdef(self.structs)
+        return ffi
+
+    def size(self, struct: str) -> int:
+        """sizeof the struct in bytes; 0 for the empty name."""
+        return self.ffi.sizeof(f"struct {struct}") if struct else 0
+
+    def request(self, name: str) -> int:
+        """The request number that ioctl(2) takes."""
+        row = self.ioctls[name]
+        if row.bare:
+            return row.number
+        return row.direction << 30 | self.size(row.struct) << 16 | self.magic << 8 | row.number
+
+    def new(self, struct: str, **fields: Any) -> Any:
+        """A zeroed struct with `fields` set; assigning out of a field's range raises OverflowError."""
+        return self.ffi.new(f"struct {struct} *", fields)
+
+    def call(self, system: System, fd: int, name: str, **fields: Any) -> Any:
+        """Make the call and return its struct as the driver left it. Raises OSError."""
+        argument = self.new(self.ioctls[name].struct, **fields)
+        system.ioctl(fd, self.request(name), memoryview(self.ffi.buffer(argument)))
+        return argument
+
+    def find(self, request: int) -> str | None:
+        """The name of a request. Drivers grow structs, so a number with another size is still that ioctl."""
+        return self._by_request.get(request) or self._by_number.get((request >> 8 & 0xFF, request & 0xFF))
+
+    def decode(self, request: int, data: bytes) -> Decoded | None:
+        """`data` as the fields of the request's struct, or None when this driver has no such request.
+
+        Data shorter than the struct is extended by zeros, as the kernel does for callers built with an older header.
+        """
+        name = self.find(request)
+        if name is None:
+            return None
+        struct = self.ioctls[name].struct
+        return Decoded(name, self.fields(struct, data) if struct else {})
+
+    def fields(self, struct: str, data: bytes) -> dict[str, Any]:
+        """`data` as a dict of the struct's fields; pointers and integers as int."""
+        pointer = self.new(struct)
+        size = min(self.size(struct), len(data))
+        self.ffi.buffer(pointer)[:size] = data[:size]
+        return dict(self._plain(self.ffi.typeof(pointer).item, pointer[0]))
+
+    def offset(self, struct: str, field: str) -> int:
+        return self.ffi.offsetof(f"struct {struct}", field)
+
+    @functools.cached_property
+    def struct_names(self) -> tuple[str, ...]:
+        """Every struct declared, in the order of the C text."""
+        return tuple(re.findall(r"^\s*struct (\w+) \{", self.structs, re.MULTILINE))
+
+    def layout(self, struct: str) -> dict[str, tuple[int, int]]:
+        """Field name -> (offset, size), in bytes."""
+        kind = self.ffi.typeof(f"struct {struct}")
+        return {name: (field.offset, self.ffi.sizeof(field.type)) for name, field in kind.fields}
+
+    @functools.cached_property
+    def _by_request(self) -> dict[int, str]:
+        return {self.request(name): name for name in self.ioctls}
+
+    @functools.cached_property
+    def _by_number(self) -> dict[tuple[int, int], str]:
+        return {(self.magic, row.number): name for name, row in self.ioctls.items() if not row.bare}
+
+    def _plain(self, kind: Any, value: Any) -> Any:
+        if kind.kind in ("struct", "union"):
+            return {name: self._plain(field.type, getattr(value, name)) for name, field in kind.fields}
+        if kind.kind == "array":
+            return [self._plain(kind.item, value[index]) for index in range(kind.length)]
+        if kind.kind == "pointer":
+            return int(self.ffi.cast("uintptr_t", value))
+        return value[0] if isinstance(value, bytes) else value
+
+
+def table_for(tables: Sequence[Uapi], path: str, request: int) -> Uapi | None:
+    """The driver interface that `request` on the node `path` belongs to; several drivers may share a node's name."""
+    for table in tables:
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in table.nodes) and table.find(request) is not None:
+            return table
+    return None
+
+
+def pointed(table: Uapi, request: int, data: bytes) -> dict[str, memoryview]:
+    """The memory that the argument's pointers lead to, by field; null pointers and empty ranges are left out."""
+    decoded = table.decode(request, data)
+    if decoded is None:
+        return {}
+    found = {}
+    for pointer in table.ioctls[decoded.name].pointers:
+        address, length = decoded.fields[pointer.field], decoded.fields[pointer.count] * pointer.element
+        if address and length:
+            found[pointer.field] = view(address, length)
+    return found
