@@ -1,0 +1,249 @@
+"""devrt beside NumPy, PyTorch, torch.compile and tinygrad on the host's cores, in one run.
+
+    python bench/peers.py                     all rows
+    python bench/peers.py --only softmax      rows whose name contains it (may be given several times)
+    python bench/peers.py --quick             fewer rounds, no 4096 GEMM
+    python bench/peers.py --write             bench/results/cpu-peers.md and .json
+
+Every peer has two threads. In each round every peer has one turn, so that noise hits all alike; a row's results are
+compared before it is timed. devrt runs a captured function, "devrt lazy" builds the expression anew each time; torch
+allocates its outputs as devrt does, "torch out=" writes into memory that exists, tinygrad replays a TinyJit.
+tinygrad needs clang (in PATH, or named by $CC); where it does not run, the report says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+THREADS = 2
+HERE = Path(__file__).parent
+_SCRATCH = tempfile.TemporaryDirectory(prefix="devrt-peers-")
+# Threads and caches of the peers: read when they are imported.
+os.environ |= {"OPENBLAS_NUM_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS),
+               "NUM_CPU_THREADS": str(THREADS), "TORCHINDUCTOR_CACHE_DIR": f"{_SCRATCH.name}/inductor",
+               "CACHEDB": f"{_SCRATCH.name}/tinygrad.db", "DEV": "CPU"}
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tabulate import tabulate  # noqa: E402
+
+sys.path.insert(0, str(HERE))
+
+import devrt  # noqa: E402
+from devrt.benchmark.measure import Measurement, duration, interleave, summarise, sample  # noqa: E402
+from peer_cases import CASES, PEERS, Builder, Case, Target  # noqa: E402
+
+Row = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows that several peers share
+
+
+def shared_row(c: Case, rounds: int, progress: Callable[[], object]) -> Row:
+    """Check, measure and judge one case."""
+    differs = c.agree()
+    found = interleave(c.runs | c.references, rounds=rounds, progress=progress)
+    return {"name": c.name, "differs": differs, "missing": c.missing, "flops": c.flops, "nbytes": c.nbytes,
+            "found": {name: asdict(m) for name, m in found.items()},
+            "targets": [judge(t, found) for t in c.targets]}
+
+
+def judge(t: Target, found: dict[str, Measurement]) -> Row:
+    value = t.value(found)
+    return {"text": t.text, "bound": t.bound, "value": value, "ok": None if value is None else value >= t.bound}
+
+
+def tinygrad_missing() -> str:
+    """Why tinygrad can't run here, or "" where it does."""
+    code = "from tinygrad import Tensor; print((Tensor([1.0, 2.0]) + 1).tolist())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows of devrt alone
+
+
+def own_row(name: str, measurement: Measurement, text: str, bound: float) -> Row:
+    """A row with an upper bound in seconds."""
+    return {"name": name, "differs": "", "missing": {}, "flops": 0.0, "nbytes": 0.0, "found": {"devrt": asdict(measurement)},
+            "targets": [{"text": text, "bound": bound, "value": measurement.median, "ok": measurement.median <= bound}]}
+
+
+def replayed(rounds: int) -> Row:
+    """Seconds a kernel of a captured chain of 1000 that can't be fused: each divides 64 numbers by their sum."""
+    def chain(x: devrt.Array) -> devrt.Array:
+        for _ in range(1000):
+            x = x / devrt.sum(x)
+        return x
+    step, x = devrt.capture(chain), devrt.asarray(np.ones(64, np.float32))
+    kernels = 1000
+    step(x).wait()
+    (schedule,) = step.schedules()
+    kernels = len(schedule.launches)
+    m = interleave({"devrt": lambda: step(x).wait()}, rounds=rounds)["devrt"]
+    each = Measurement(m.median / kernels, m.fastest / kernels, m.spread, m.samples, m.discarded, m.disturbed)
+    return own_row(f"replay of {kernels} kernels, each", each, "<= 1 us", 1e-6)
+
+
+def compiled(_: int) -> list[Row]:
+    """Compile times in fresh processes: with an empty disk cache, then with a warm one."""
+    rows = []
+    with tempfile.TemporaryDirectory(dir=_SCRATCH.name) as cache:
+        env = {**os.environ, "DEVRT_CACHE": cache}
+        for state, bound in (("cold", 60e-3), ("warm disk cache", 2e-3)):
+            done = subprocess.run([sys.executable, str(HERE / "compile_times.py")], env=env, check=True, capture_output=True, text=True)
+            times = [seconds for _, _, seconds, _ in json.loads(done.stdout)]
+            m = Measurement(statistics.median(times), min(times), 0.0, len(times), 0, False)
+            row = own_row(f"compile a kernel, {state}", m, f"<= {duration(bound)}", bound)
+            row["each"] = json.loads(done.stdout)
+            rows.append(row)
+    return rows
+
+
+def imported(rounds: int) -> Row:
+    """`import devrt` in a fresh interpreter, less the interpreter's own start."""
+    code = "import time; a = time.perf_counter(); import devrt; print(time.perf_counter() - a)"
+    times = [float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+             for _ in range(max(rounds, 5))]
+    m = Measurement(statistics.median(times), min(times), 0.0, len(times), 0, False)
+    return own_row("import devrt", m, "<= 150 ms", 150e-3)
+
+
+OWN: dict[str, Callable[[int], Row | list[Row]]] = {"replay": replayed, "compile": compiled, "import": imported}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Report
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on."""
+    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), platform.machine())
+    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run(["git", "-C", str(HERE), "status", "--porcelain", "devrt"], capture_output=True, text=True).stdout
+    versions = {p: metadata.version(p) for p in ("numpy", "torch", "tinygrad", "llvmlite")}
+    return {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "cpu": cpu,
+            "cores": len(os.sched_getaffinity(0)), "threads": THREADS, "commit": commit + ("+changes" if dirty.strip() else ""),
+            "python": platform.python_version(), **versions, "load": " ".join(f"{x:.2f}" for x in os.getloadavg())}
+
+
+def time_cell(row: Row, peer: str) -> str:
+    if peer in row["missing"]:
+        return "n/a"
+    m = row["found"].get(peer)
+    return "" if m is None else f"{duration(m['median'])} ({duration(m['fastest'])}){'*' if m['disturbed'] else ''}"
+
+
+def verdict(row: Row) -> list[str]:
+    """Target, what was reached (and by minima), ok or short."""
+    if row["differs"]:
+        return ["", "", f"WRONG: {row['differs']}"]
+    texts, values, marks = [], [], []
+    for t in row["targets"]:
+        own = t["text"].startswith("<=")
+        texts.append(t["text"])
+        values.append("" if t["value"] is None else duration(t["value"]) if own else f"{t['value']:.2f}")
+        marks.append("no peer" if t["ok"] is None else "ok" if t["ok"] else "short")
+    return ["\n".join(texts), "\n".join(values), "\n".join(marks)]
+
+
+def table(rows: list[Row], style: str) -> str:
+    """The rows as a table: medians, minima in brackets."""
+    shown = [p for p in PEERS if any(p in r["found"] or p in r["missing"] for r in rows)]
+    join = (lambda s: s.replace("\n", "<br>")) if style == "pipe" else (lambda s: s)
+    body = [[r["name"], *(time_cell(r, p) for p in shown), *map(join, verdict(r))] for r in rows]
+    return tabulate(body, ["", *shown, "target", "reached", ""], tablefmt=style, disable_numparse=True)
+
+
+def notes(rows: list[Row]) -> list[str]:
+    out = ["Medians, minima in brackets; * marks medians that include samples during which the process was preempted."]
+    reasons = {(peer, why) for r in rows for peer, why in r["missing"].items()}
+    out += [f"{peer} not available: {why}" for peer, why in sorted(reasons)]
+    for r in rows:
+        if copies := {n: m for n, m in r["found"].items() if n.startswith("copy ")}:
+            nbytes = r["nbytes"] / 3 * 2
+            rates = ", ".join(f"{n[5:]} {nbytes / m['median'] / 1e9:.1f}" for n, m in copies.items())
+            out.append(f"{r['name']}: copies of one array, GB/s read and written: {rates}; "
+                       f"devrt's kernel {r['nbytes'] / r['found']['devrt']['median'] / 1e9:.1f}")
+    return out
+
+
+def markdown(env: dict[str, Any], rows: list[Row]) -> str:
+    facts = ", ".join(f"{k} {v}" for k, v in env.items() if k not in ("date", "cpu"))
+    return (f"# devrt beside its peers on the CPU\n\n{env['date']}, {env['cpu']}: {facts}.\nMade by `python bench/peers.py --write`; "
+            f"raw figures in `cpu-peers.json`.\n\n{table(rows, 'pipe')}\n\n" + "\n".join(f"- {n}" for n in notes(rows)) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], metavar="NAME")
+    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; devrt is always measured")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    rounds = args.rounds or (5 if args.quick else 15)
+    wanted = [n for n in [*CASES, *OWN] if not args.only or any(o in n for o in args.only)]
+    if args.quick and not args.only:
+        wanted.remove("gemm 4096")
+    peers = frozenset(args.peers.split(","))
+    env = environment()
+    builder = Builder(peers, tinygrad_missing() if "tinygrad" in peers else "")
+    rows: list[Row] = []
+    start = time.monotonic()
+
+    def progress(name: str, done: int = 0) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{len(rows)}/{len(wanted)} {name} {'.' * (done // len(PEERS))} {time.monotonic() - start:.0f} s",
+                  end="", file=sys.stderr, flush=True)
+    for name in wanted:
+        progress(name)
+        if name in OWN:
+            made = OWN[name](rounds)
+            rows += made if isinstance(made, list) else [made]
+            continue
+        case, turns = CASES[name](builder), [0]
+
+        def tick(name: str = name, turns: list[int] = turns) -> None:
+            turns[0] += 1
+            progress(name, turns[0])
+        rows.append(shared_row(case, max(3, rounds // 3) if name == "gemm 4096" else rounds, tick))
+        torch._dynamo.reset()
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    env["load at the end"] = " ".join(f"{x:.2f}" for x in os.getloadavg())
+    print(", ".join(f"{k} {v}" for k, v in env.items()))
+    print(table(rows, "simple"))
+    print("\n".join(notes(rows)))
+    record = json.dumps({"environment": env, "rows": rows}, indent=1)
+    if args.json:
+        Path(args.json).write_text(record + "\n")
+    if args.write:
+        results = HERE / "results"
+        results.mkdir(exist_ok=True)
+        (results / "cpu-peers.md").write_text(markdown(env, rows))
+        (results / "cpu-peers.json").write_text(record + "\n")
+    return 1 if any(r["differs"] for r in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
