@@ -27,7 +27,7 @@ NUMPY = {dt.float32: np.float32, dt.float64: np.float64, dt.int32: np.int32, dt.
 
 def program(batch: int, m: int, n: int, k: int, *, layout: str = "kn", dtype: DType = dt.float32,
             stored: DType | None = None, tuning: Tuning = AVX512, cut: ContractionPlan | None = None,
-            hints: str | None = None) -> Program:
+            hints: str | None = None, work: int = 0) -> Program:
     """C = 2 * (A B) + n for the given layouts; `hints` is what the lowering is told of them."""
     stored = stored or dtype
     tell = hints or layout
@@ -46,7 +46,7 @@ def program(batch: int, m: int, n: int, k: int, *, layout: str = "kn", dtype: DT
         at = b.add(b.mul(t, b.idx(m * n)), b.add(b.mul(i, b.idx(n)), j))
         b.store(array_c, at, b.add(b.mul(value, b.const(dtype, 2)), b.cast(j, dtype)), mask)
 
-    c = Contraction(batch, m, n, k, dtype, a, b_, tell[0].strip("-"), tell[1].strip("-"), store)
+    c = Contraction(batch, m, n, k, dtype, a, b_, tell[0].strip("-"), tell[1].strip("-"), store, work, work, work)
     cut = cut or plan(c, tuning)
     builder = Builder("contract", lanes=cut.lanes, groups=cut.groups)
     array_a = builder.param("a", stored, max(1, batch * m * k))
@@ -143,6 +143,11 @@ def test_operands_contiguous_along_nothing(layout: str) -> None:
 def test_interpreter_finds_no_race_and_nothing_undefined(layout: str, tuning: Tuning) -> None:
     shape = (2, 17, 37, 35)
     check(program(*shape, layout=layout, tuning=tuning), *shape, layout=layout, interpret=True)
+
+
+def test_work_of_prologue_and_epilogue_changes_the_plan_only() -> None:
+    for layout in ("kn", "mk"):
+        check(program(2, 45, 70, 129, layout=layout, work=9), 2, 45, 70, 129, layout=layout)
 
 
 def test_thousand() -> None:

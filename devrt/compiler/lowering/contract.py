@@ -26,6 +26,8 @@ from devrt.compiler.lir import Builder, Reg, Shared
 from devrt.compiler.lowering.contract_plan import Axis, ContractionPlan, Shape, Tuning, plan_shape
 from devrt.compiler.lowering.transpose import transpose
 
+_UNROLLED_EPILOGUE = 4  # instructions; a longer one is not repeated for every accumulator
+
 Operand = Callable[[Builder, Reg, Reg, Reg, "Reg | None"], Reg]
 Store = Callable[[Builder, Reg, Reg, Reg, Reg, "Reg | None"], None]
 
@@ -40,7 +42,7 @@ class Contraction:
              not used and nothing may be read.
     a_contiguous: "k", "m" or "": the index along which neighbouring calls touch neighbouring memory;
     b_contiguous: "n", "k" or ""
-    a_work, b_work: arithmetic instructions of a prologue, beside the load; 0 for plain operands
+    a_work, b_work, store_work: arithmetic instructions of prologue and epilogue, beside load and store; 0 where plain
     store:   (builder, batch, m, n, value, mask), epilogue included; m is the same in all lanes, n is base + lane
     """
 
@@ -56,6 +58,7 @@ class Contraction:
     store: Store
     a_work: int = 0
     b_work: int = 0
+    store_work: int = 0
 
 
 def plan(c: Contraction, tuning: Tuning) -> ContractionPlan:
@@ -84,7 +87,9 @@ class _Lowering:
         self.b, self.c, self.p = b, c, plan
         self.lane = b.lane()
         tiles = plan.m.most * plan.n.most if plan.k_blocks > 1 else 1
-        self.partial = b.shared("partial", c.dtype, tiles * plan.m.tile * plan.n.tile)
+        self.partial: Shared | None = None
+        if plan.k_blocks > 1 or c.store_work > _UNROLLED_EPILOGUE:
+            self.partial = b.shared("partial", c.dtype, tiles * plan.m.tile * plan.n.tile)
         # One vector of padding a row of A, and a panel of B: a power of two apart they would share few sets of L1.
         self.a_row, self.a_step = (1, _round_up(plan.m.tile, plan.lanes)) if c.a_contiguous == "m" \
             else (_round_up(plan.k_block, plan.lanes) + plan.lanes, 1)
@@ -258,7 +263,6 @@ class _Lowering:
         b, c, p = self.b, self.c, self.p
         masks = self.columns(width)
         panel = b.mul(column, b.idx(self.panel))
-        rest = b.mul(place, b.idx(p.m.tile * p.n.tile)) if p.k_blocks > 1 else b.idx(0)
 
         def b_value(k: Reg, v: int) -> Reg:
             if self.b_block is not None:
@@ -279,24 +283,34 @@ class _Lowering:
                     out.append(self.accumulate(a, value, acc[r * len(masks) + v]))
             return out
 
+        def finish(r: Reg, values: list[Reg]) -> None:
+            for v, (value, mask) in enumerate(zip(values, masks, strict=True)):
+                c.store(b, batch, b.add(m0, r), self.along(n0, v * p.lanes), value, mask)
+
+        zero = [b.const(c.dtype, 0)] * (rows * len(masks))
+        partial = self.partial
+        if partial is None:
+            done = b.loop(b.idx(0), length, zero, one_k)
+            for r in range(rows):
+                finish(b.idx(r), done[r * len(masks):(r + 1) * len(masks)])
+            return
+
+        rest = b.mul(place, b.idx(p.m.tile * p.n.tile)) if p.k_blocks > 1 else b.idx(0)
         places = [self.along(rest, r * p.n.tile + v * p.lanes) for r in range(rows) for v in range(len(masks))]
         if p.k_blocks > 1:
             resumed = b.lt(b.idx(0), block)  # a load whose mask is false reads 0
-            acc = [b.load(self.partial, at, resumed) for at in places]
-        else:
-            acc = [b.const(c.dtype, 0)] * len(places)
-        for at, value in zip(places, b.loop(b.idx(0), length, acc, one_k), strict=True):
-            b.store(self.partial, at, value)
-
-        def finish(r: Reg) -> None:
-            for v, mask in enumerate(masks):
-                value = b.load(self.partial, self.along(b.add(rest, b.mul(r, b.idx(p.n.tile))), v * p.lanes))
-                c.store(b, batch, b.add(m0, r), self.along(n0, v * p.lanes), value, mask)
+            zero = [b.load(partial, at, resumed) for at in places]
+        for at, value in zip(places, b.loop(b.idx(0), length, zero, one_k), strict=True):
+            b.store(partial, at, value)
 
         # The results pass through memory (L1) so that the epilogue is written once a vector, not once an accumulator.
+        def reload(r: Reg) -> None:
+            row = b.add(rest, b.mul(r, b.idx(p.n.tile)))
+            finish(r, [b.load(partial, self.along(row, v * p.lanes)) for v in range(len(masks))])
+
         end = b.idx(rows) if p.k_blocks == 1 else \
             b.select(b.eq(block, b.idx(p.k_blocks - 1)), b.idx(rows), b.idx(0))
-        self.each(b.idx(0), end, finish)
+        self.each(b.idx(0), end, reload)
 
     def accumulate(self, a: Reg, x: Reg, acc: Reg) -> Reg:
         return self.b.fma(a, x, acc) if self.c.dtype.is_float else self.b.add(acc, self.b.mul(a, x))

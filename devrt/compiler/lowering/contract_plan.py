@@ -74,7 +74,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class ContractionPlan:
-    """The cut. m.tile x n.tile is the register tile; the last K block may be shorter than `k_block`."""
+    """The cut. m.tile x n.tile is the register tile; the last K block may be shorter than `k_block`.
+
+    A group uses at most `scratch_bytes`.
+    """
 
     lanes: int
     m: Axis
@@ -216,4 +219,4 @@ def _cost(s: Shape, t: Tuning, p: ContractionPlan, words: int) -> float:
     spill = (p.k_blocks - 1) * rows * columns * words / t.lanes
     group = per_group * (cycles + first + spill + walk + 200)
     turns = -(-p.groups // t.units)
-    return turns * group * (1 + 0.1 / (p.groups / t.units))
+    return turns * group * (1 + 0.15 * t.units / p.groups)
