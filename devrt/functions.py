@@ -400,9 +400,14 @@ def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
         if size == 0:
             continue
         padded = pad(a.astype(dtype), [(before, total - before - size) if d == at else (0, 0) for d in range(a.ndim)])
-        out = padded if out is None else where(place < before, out, padded)
+        out = padded if out is None else _select(place < before, out, padded)
         before += size
     return arrays[0].astype(dtype) if out is None else out
+
+
+def _select(c: Array, a: Array, b: Array) -> Array:
+    """a where c, else b, in their own type, be it one that only stores."""
+    return Array(make(Op.WHERE, (broadcast(c, a.shape).node, a.node, b.node)))
 
 
 def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
@@ -590,7 +595,7 @@ def matmul(a: Array, b: Array, /, *, dtype: DType | None = None) -> Array:
     if a.ndim == 0 or b.ndim == 0:
         raise InvalidArgument("matmul needs at least one axis on both sides")
     if a.ndim == 1:
-        return _drop(matmul(expand_dims(a, axis=0), b, dtype=dtype), -2)
+        return _drop(matmul(expand_dims(a, axis=0), b, dtype=dtype), -1 if b.ndim == 1 else -2)
     if b.ndim == 1:
         return _drop(matmul(a, expand_dims(b, axis=1), dtype=dtype), -1)
     if a.shape[-1] != b.shape[-2]:
