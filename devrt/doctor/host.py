@@ -20,7 +20,7 @@ def kernel(reader: Reader) -> Finding:
 
 def cpu(reader: Reader) -> Iterator[Finding]:
     text = reader.text("/proc/cpuinfo") or ""
-    fields = re.findall(r"^([^\t:]+?)\s*:[ \t]*(.*)$", text, re.MULTILINE)
+    fields = re.findall(r"^([^\t:\n]+?)\s*:[ \t]*(.*)$", text, re.MULTILINE)
     flags = {flag for key, value in fields if key in ("flags", "Features") for flag in value.split()}
     online = sum(key == "processor" for key, _ in fields)
     model = next((value for key, value in fields if key in ("model name", "Model")), "unknown model")

@@ -1,0 +1,1 @@
+"""The command line: arguments, tables and exit codes; the work is done elsewhere."""

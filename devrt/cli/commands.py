@@ -1,0 +1,75 @@
+"""The commands that only ask another part of devrt and print what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import textwrap
+
+import tabulate
+
+import devrt
+from devrt.cli.exit_codes import FINDINGS, OK
+from devrt.cli.paint import paint
+from devrt.device import Device, DeviceFault
+from devrt.doctor import Finding, Severity, diagnose
+from devrt.ioctl.system import LinuxSystem
+
+_COLOURS = {Severity.OK: "green", Severity.NOTE: "blue", Severity.WARNING: "yellow", Severity.ERROR: "red"}
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    def uris() -> list[str]:
+        return arguments.device or [device.uri for device in devrt.devices()]
+
+    findings = diagnose(LinuxSystem(), uris=None if arguments.no_devices else uris, opener=devrt.open, compute=_compute)
+    if arguments.json:
+        print(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        print(report(findings))
+    return FINDINGS if any(finding.severity is Severity.ERROR for finding in findings) else OK
+
+
+def run_devices(arguments: argparse.Namespace) -> int:
+    rows = [{"uri": device.uri, "name": device.name, "vendor": device.vendor, "isa": device.isa,
+             "memory_bytes": device.memory_bytes} for device in devrt.devices()]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        table = [[row["uri"], row["name"], row["isa"], f"{int(row['memory_bytes']) / (1 << 30):.1f} GiB"] for row in rows]
+        print(tabulate.tabulate(table, headers=["uri", "name", "isa", "memory"], colalign=("left", "left", "left", "right")))
+    return OK
+
+
+def report(findings: list[Finding]) -> str:
+    """Findings for a person: in the order of the checks, evidence and remedy under what is not as it should be."""
+    width = max(60, min(120, shutil.get_terminal_size().columns)) if "COLUMNS" in os.environ or os.isatty(1) else 120
+    label = max(len(finding.check) for finding in findings)
+    lines = []
+    for finding in findings:
+        head = f"{paint(f'{finding.severity!s:7}', _COLOURS[finding.severity])}  {paint(f'{finding.check:{label}}', 'bold')}  "
+        indent = " " * (11 + label)
+        body = textwrap.wrap(finding.what, width - len(indent))
+        lines += [head + body[0], *(indent + row for row in body[1:])]
+        if finding.evidence:
+            lines += [paint(indent + row, "dim") for row in textwrap.wrap(finding.evidence, width - len(indent))]
+        if finding.remedy:
+            # A remedy is copied to a shell, so it is never broken into lines.
+            lines.append(f"{indent}{paint('do:', 'bold')} {finding.remedy}")
+    counts = [(severity, sum(finding.severity is severity for finding in findings)) for severity in reversed(Severity)]
+    lines += ["", ", ".join(f"{count} {severity}" for severity, count in counts if count)]
+    return "\n".join(lines)
+
+
+def _compute(device: Device) -> str:
+    """Sums of rows of whole numbers, small enough to be exact in f32 in any order."""
+    import numpy as np
+
+    a = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) % 7
+    got = devrt.asarray(a, device=device.uri).sum(axis=1).numpy()
+    if not np.array_equal(got, a.sum(axis=1)):
+        raise DeviceFault("the sums of 64 rows are wrong", evidence=f"first rows {got[:4]}, should be {a.sum(axis=1)[:4]}",
+                          remedy="run it again; if it comes back, the device is failing")
+    return "64 sums of 64 numbers are right"

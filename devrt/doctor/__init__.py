@@ -1,0 +1,43 @@
+"""The doctor: checks that read a machine and say what is right, what is not, and which command mends it.
+
+    for finding in devrt.doctor.diagnose(LinuxSystem()):
+        print(finding.severity, finding.what, finding.remedy)
+
+A check reads through a System and yields Findings; what it may not read is a finding too, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from devrt.doctor import exercise, gpus, host, log, nodes, pcie
+from devrt.doctor.findings import Finding, Reader, Severity
+from devrt.ioctl.system import System
+
+__all__ = ["Finding", "Severity", "diagnose"]
+
+
+def diagnose(system: System, *, uris: Callable[[], Sequence[str]] | None = None, opener: exercise.Opener | None = None,
+             compute: exercise.Compute | None = None) -> list[Finding]:
+    """Everything there is to say about a machine, from the kernel upwards.
+
+    `uris` lists devices to use, each opened by `opener`; `compute` runs a computation on one and says what it ran.
+    """
+    reader = Reader(system)
+    found = gpus.find(reader)
+    expected = nodes.expected(reader, found)
+    findings = [
+        host.kernel(reader),
+        *host.cpu(reader),
+        *host.memory(reader, found),
+        *host.iommu(reader, found),
+        *gpus.check(reader, found),
+        *nodes.check(reader, expected),
+        *nodes.kfd_topology(reader, found),
+        *pcie.check(reader, found),
+        *log.check(reader),
+    ]
+    if uris is not None and opener is not None:
+        findings += exercise.check(uris, opener, compute)
+    unreadable = reader.finding()
+    return [*findings, unreadable] if unreadable else findings

@@ -1,0 +1,169 @@
+"""The device nodes: do they exist, may this process open them, and does the driver behind them answer?"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from devrt.doctor.findings import Finding, Reader, Severity
+from devrt.doctor.gpus import Gpu
+from devrt.doctor.hardware import KFD_FEATURES, KFD_MAJOR
+from devrt.ioctl import drm, kfd
+from devrt.ioctl.errors import errno_name
+from devrt.ioctl.system import FileStat
+
+KGSL = "/sys/class/kgsl"
+MSM_DRIVERS = ("msm", "msm_dpu", "adreno")  # names of the platform driver behind a Qualcomm render node
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that must be there. `create` makes it by hand where no udev rule does; `subsystem` is for such a rule."""
+
+    path: str
+    owner: str
+    create: str
+    subsystem: str
+    opened: bool = True  # False where opening alone starts the GPU, which takes seconds
+
+
+def expected(reader: Reader, gpus: list[Gpu]) -> list[Node]:
+    """The nodes that the GPUs bound to their drivers should have, in the order they are opened."""
+    nodes: list[Node] = []
+    amd = [gpu for gpu in gpus if gpu.vendor == 0x1002 and gpu.driven]
+    nvidia = [gpu for gpu in gpus if gpu.vendor == 0x10DE and gpu.driven]
+    udev = "sudo udevadm trigger, or pass the node to the container"
+    if amd:
+        nodes.append(Node("/dev/kfd", "AMD's compute driver", "use a kernel with CONFIG_HSA_AMD; in a container pass the node: "
+                          "--device /dev/kfd", "kfd"))
+    nodes += [Node(f"/dev/dri/{name}", str(gpu), udev, "drm")
+              for gpu in amd for name in reader.names(f"{gpu.path}/drm") if name.startswith("renderD")]
+    if nvidia:
+        nodes.append(Node("/dev/nvidiactl", "NVIDIA's driver", "sudo mknod -m 666 /dev/nvidiactl c 195 255", "nvidia"))
+        nodes += [_nvidia_gpu(reader, gpu) for gpu in nvidia]
+        major = re.search(r"^\s*(\d+) nvidia-uvm$", reader.text("/proc/devices") or "", re.MULTILINE)
+        nodes.append(Node("/dev/nvidia-uvm", "NVIDIA's memory driver", f"sudo mknod -m 666 /dev/nvidia-uvm c {major[1]} 0" if major
+                          else "sudo modprobe nvidia-uvm", "nvidia-uvm"))
+    nodes += [Node(f"/dev/{name}", "Qualcomm Adreno (KGSL)", udev, "kgsl") for name in reader.names(KGSL) if name.startswith("kgsl-")]
+    for name in reader.names("/sys/class/drm"):
+        driver = reader.link(f"/sys/class/drm/{name}/device/driver") if name.startswith("renderD") else None
+        if driver and driver.rpartition("/")[2] in MSM_DRIVERS:
+            nodes.append(Node(f"/dev/dri/{name}", "Qualcomm Adreno (msm)", udev, "drm"))
+    return nodes
+
+
+def check(reader: Reader, nodes: list[Node]) -> Iterator[Finding]:
+    for node in nodes:
+        yield _check(reader, node)
+
+
+def kfd_topology(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
+    """Whether AMD's compute driver lists each GPU that amdgpu has."""
+    amd = [gpu for gpu in gpus if gpu.vendor == 0x1002 and gpu.driven]
+    base = "/sys/class/kfd/kfd/topology/nodes"
+    listed = {}
+    for name in reader.names(base) if amd else ():
+        properties = dict(re.findall(r"^(\w+) (\d+)$", reader.text(f"{base}/{name}/properties") or "", re.MULTILINE))
+        location, target = int(properties.get("location_id", 0)), int(properties.get("gfx_target_version", 0))
+        if target:
+            bus, slot, function = location >> 8, location >> 3 & 31, location & 7
+            address = f"{int(properties.get('domain', 0)):04x}:{bus:02x}:{slot:02x}.{function}"
+            listed[address] = (f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}", int(properties.get("simd_count", 0))
+                               // max(1, int(properties.get("simd_per_cu", 1))))
+    for gpu in amd:
+        if gpu.address in listed:
+            isa, units = listed[gpu.address]
+            yield Finding("kfd", Severity.OK, f"{gpu}: {isa} with {units} compute units", base)
+        else:
+            yield Finding("kfd", Severity.ERROR, f"{gpu}: amdgpu has it, but the compute driver does not list it",
+                          f"{base} lists {', '.join(listed) or 'no GPU'}",
+                          "read why: sudo dmesg | grep -i kfd; in a container, pass the GPU's render node to it")
+
+
+def _check(reader: Reader, node: Node) -> Finding:
+    try:
+        found = reader.system.stat(node.path)
+    except OSError as error:
+        return Finding("node", Severity.ERROR, f"{node.path} can't be looked at", errno_name(error.errno or 0),
+                       f"open the way to it: sudo chmod a+rx {node.path.rpartition('/')[0]}")
+    if not found.exists:
+        return Finding("node", Severity.ERROR, f"{node.path} is missing: {node.owner} can't be reached", "ENOENT", node.create)
+    if not found.is_device:
+        return Finding("node", Severity.ERROR, f"{node.path} is not a device", f"mode {found.mode:o}",
+                       f"sudo rm -r {node.path}, then: {node.create}")
+    if not reader.system.access(node.path, os.R_OK | os.W_OK):
+        return _forbidden(reader, node, found)
+    return _answers(reader, node, found) if node.opened else Finding(
+        "node", Severity.OK, f"{node.path} may be opened: {node.owner}", _rights(reader, found))
+
+
+def _answers(reader: Reader, node: Node, found: FileStat) -> Finding:
+    """Open the node and ask the driver for its version where the interface has such a call."""
+    system, evidence = reader.system, _rights(reader, found)
+    try:
+        fd = system.open(node.path, os.O_RDWR)
+    except OSError as error:
+        inside = "a device cgroup may forbid it: in a container pass --device " + node.path
+        return Finding("node", Severity.ERROR, f"{node.path} does not open though its mode allows it: {node.owner}",
+                       f"{errno_name(error.errno or 0)}, {evidence}", inside if error.errno in (1, 13) else
+                       "read why: sudo dmesg | tail -50")
+    try:
+        if node.path == "/dev/kfd":
+            return _kfd_version(kfd.version(system, fd), evidence)
+        if node.path.startswith("/dev/dri/"):
+            driver, version = drm.driver_of(system, fd)
+            return Finding("node", Severity.OK, f"{node.path} answers: {node.owner}",
+                           f"{driver} {'.'.join(map(str, version))}, {evidence}")
+    except OSError as error:
+        return Finding("node", Severity.ERROR, f"{node.path} opens, but the driver refuses to name its version",
+                       f"{errno_name(error.errno or 0)}, {evidence}", "read why: sudo dmesg | tail -50")
+    finally:
+        system.close(fd)
+    return Finding("node", Severity.OK, f"{node.path} opens: {node.owner}", evidence)
+
+
+def _kfd_version(version: tuple[int, int], rights: str) -> Finding:
+    evidence = f"interface {version[0]}.{version[1]}, {rights}"
+    if version[0] != KFD_MAJOR:
+        return Finding("node", Severity.ERROR, f"/dev/kfd speaks interface {version[0]}, devrt speaks {KFD_MAJOR}", evidence,
+                       "use the amdgpu driver of a mainline kernel")
+    lacks = [what for needed, what in KFD_FEATURES.items() if version < needed]
+    if lacks:
+        return Finding("node", Severity.WARNING, f"/dev/kfd answers, but is too old for {'; '.join(lacks)}", evidence,
+                       "use Linux 6.6 or later")
+    return Finding("node", Severity.OK, "/dev/kfd answers: AMD's compute driver", evidence)
+
+
+def _forbidden(reader: Reader, node: Node, found: FileStat) -> Finding:
+    """The finding that says who may open the node and the one command that lets this user in."""
+    host = reader.system.host()
+    groups = {int(gid): (name, members.split(",")) for name, gid, members in
+              re.findall(r"^([^:\n]+):[^:\n]*:(\d+):(.*)$", reader.text("/etc/group") or "", re.MULTILINE)}
+    name, members = groups.get(found.gid, ("", []))
+    if found.gid and found.mode & 0o060 == 0o060:
+        if host.user in members:
+            remedy = f"log out and in again (or run: newgrp {name}): this process started before {host.user} joined {name}"
+        elif name:
+            remedy = f"sudo usermod -aG {name} {host.user}, then log out and in again"
+        else:
+            remedy = f"no group here has gid {found.gid}: start the container with --group-add {found.gid}"
+    elif node.subsystem.startswith("nvidia"):
+        remedy = f"sudo chmod 666 {node.path}"
+    else:
+        rule = f'SUBSYSTEM=="{node.subsystem}", GROUP="render", MODE="0660"'
+        remedy = (f"echo '{rule}' | sudo tee /etc/udev/rules.d/70-devrt.rules && sudo udevadm control --reload && "
+                  f"sudo udevadm trigger && sudo usermod -aG render {host.user}, then log out and in again")
+    return Finding("node", Severity.ERROR, f"{host.user} may not open {node.path}: {node.owner}", _rights(reader, found), remedy)
+
+
+def _rights(reader: Reader, found: FileStat) -> str:
+    return f"mode {found.mode & 0o7777:04o}, uid {found.uid}, gid {found.gid}"
+
+
+def _nvidia_gpu(reader: Reader, gpu: Gpu) -> Node:
+    about = reader.text(f"/proc/driver/nvidia/gpus/{gpu.address}/information") or ""
+    minor = re.search(r"^Device Minor:\s*(\d+)", about, re.MULTILINE)
+    number = int(minor[1]) if minor else 0
+    return Node(f"/dev/nvidia{number}", str(gpu), f"sudo mknod -m 666 /dev/nvidia{number} c 195 {number}", "nvidia", opened=False)
