@@ -313,8 +313,8 @@ class Builder:
     # ----- structure
 
     def loop(self, lo: Reg | int, hi: Reg | int, carried: Sequence[Reg],
-             body: Callable[[Reg, list[Reg]], Sequence[Reg]], *, step: int = 1, unroll: int = 1) -> list[Reg]:
-        """`for i in range(lo, hi, step)`; body(i, carried) returns the next carried registers. `unroll` is advice."""
+             body: Callable[[Reg, list[Reg]], Sequence[Reg]], *, step: int = 1) -> list[Reg]:
+        """`for i in range(lo, hi, step)`; body(i, carried) returns the next carried registers."""
         lo = self.idx(lo) if isinstance(lo, int) else lo
         hi = self.idx(hi) if isinstance(hi, int) else hi
         inner = (self.reg(self.index), *(self.reg(r.dtype) for r in carried))
@@ -323,7 +323,7 @@ class Builder:
         self._blocks[-1].append(Inst("yield", (), tuple(results)))
         self._leave()
         out = tuple(self.reg(r.dtype) for r in carried)
-        self._blocks[-1].append(Inst("loop", out, (lo, hi, *carried), {"step": step, "unroll": unroll}, body=block, inner=inner))
+        self._blocks[-1].append(Inst("loop", out, (lo, hi, *carried), {"step": step}, body=block, inner=inner))
         return list(out)
 
     def when(self, cond: Reg, otherwise: Sequence[Reg], body: Callable[[], Sequence[Reg]]) -> list[Reg]:

@@ -356,8 +356,8 @@ class Generator:
                 self.counters.pop()
             return out
 
-        step, unroll = self.rng.choice((1, 1, 2, 3)), self.rng.choice((1, 1, 2, 4))
-        for r in b.loop(lo, hi, carried, body, step=step, unroll=unroll):
+        step = self.rng.choice((1, 1, 2, 3))
+        for r in b.loop(lo, hi, carried, body, step=step):
             self.keep(r)
 
     def when(self) -> None:

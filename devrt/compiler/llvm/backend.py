@@ -42,12 +42,15 @@ def llvm_ir(program: lir.Program, target: Target) -> str:
 
 
 def _optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+    """LLVM's function passes of level 1: the code is vectorised and unrolled already, what is left is folding and hoisting.
+    The module passes would double the time and add copies of loop bodies."""
     options = llvm.create_pipeline_tuning_options(speed_level=1)
     options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
-    options.loop_unrolling = True  # only loops that LIR marks: see emit.do_loop
     builder = llvm.create_pass_builder(machine, options)
-    manager = builder.getModulePassManager()
-    manager.run(module, builder)
+    manager = builder.getFunctionPassManager()
+    for function in module.functions:
+        if not function.is_declaration:
+            manager.run(function, builder)
 
 
 def _compile(program: lir.Program, target: Target) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
@@ -59,7 +62,8 @@ def _compile(program: lir.Program, target: Target) -> tuple[llvm.ModuleRef, llvm
         raise CompileError(f"LLVM refuses the code of {program.name}", evidence=str(e).strip().splitlines()[0],
                            remedy="this is a defect of devrt: please report it with the LIR dump") from e
     _optimise(module, machine)
-    if target.has("avx512vl") and _MISENCODED.search(str(machine.emit_assembly(module.clone()))):
+    moves_masks = any(i.op == "when" or (i.op == "lane_get" and i.out[0].dtype.kind == "bool") for i in lir.walk(program.body))
+    if moves_masks and target.has("avx512vl") and _MISENCODED.search(str(machine.emit_assembly(module.clone()))):
         return _compile(program, named("x86-64-avx2"))  # which has no such registers
     return module, machine
 

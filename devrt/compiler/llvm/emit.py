@@ -463,12 +463,7 @@ class Emitter:
         self.line(f"br label %{latch}")
         self.block(latch)
         self.line(f"{following} = add nsw {t} {counter}, {i.attrs['step']}")
-        loop_md = ""
-        if i.attrs["unroll"] > 1:
-            n = len(self.metadata) + 2
-            self.metadata += [f"!{n} = distinct !{{!{n}, !{n + 1}}}", f'!{n + 1} = !{{!"llvm.loop.unroll.count", i32 {i.attrs["unroll"]}}}']
-            loop_md = f", !llvm.loop !{n}"
-        self.line(f"br label %{head}{loop_md}")
+        self.line(f"br label %{head}")
         phis = [f"  {name} = phi {ty} [ {init}, %{before} ], [ {res}, %{latch} ]"
                 for (name, ty), init, res in zip(slots, inits, results, strict=True)]
         self.lines[place:place] = phis
