@@ -16,7 +16,7 @@ from typing import Any
 
 import cffi
 
-from devrt.ioctl.system import System, view
+from devrt.ioctl.system import System
 
 # asm-generic/ioctl.h: direction 31:30, size 29:16, type 15:8, number 7:0. The same on x86-64 and aarch64.
 _NONE, _WRITE, _READ = 0, 1, 2
@@ -109,7 +109,7 @@ class Uapi:
         """A zeroed struct with `fields` set; assigning out of a field's range raises OverflowError."""
         return self.ffi.new(f"struct {struct} *", fields)
 
-    def call(self, system: System, fd: int, name: str, **fields: Any) -> Any:
+    def call(self, system: System, fd: int, name: str, /, **fields: Any) -> Any:
         """Make the call and return its struct as the driver left it. Raises OSError."""
         argument = self.new(self.ioctls[name].struct, **fields)
         system.ioctl(fd, self.request(name), memoryview(self.ffi.buffer(argument)))
@@ -176,8 +176,9 @@ def table_for(tables: Sequence[Uapi], path: str, request: int) -> Uapi | None:
     return None
 
 
-def pointed(table: Uapi, request: int, data: bytes) -> dict[str, memoryview]:
-    """The memory that the argument's pointers lead to, by field; null pointers and empty ranges are left out."""
+def pointed_ranges(table: Uapi, request: int, data: bytes) -> dict[str, tuple[int, int]]:
+    """(address, bytes) of the memory that the argument's pointers lead to, by field, as the caller gave them; null
+    pointers and empty ranges are left out, and nobody has checked the others."""
     decoded = table.decode(request, data)
     if decoded is None:
         return {}
@@ -185,5 +186,5 @@ def pointed(table: Uapi, request: int, data: bytes) -> dict[str, memoryview]:
     for pointer in table.ioctls[decoded.name].pointers:
         address, length = decoded.fields[pointer.field], decoded.fields[pointer.count] * pointer.element
         if address and length:
-            found[pointer.field] = view(address, length)
+            found[pointer.field] = address, length
     return found
