@@ -18,6 +18,7 @@ from devrt.scheduler.build import INLINE, Draft, draft_contract, draft_map, draf
 from devrt.scheduler.simplify import in_order
 
 SERIAL_WORK = 1 << 17  # elements that one group may handle alone before losing parallelism matters
+COPIES = 8  # places of one node that a kernel evaluates; what it needs at more becomes an array
 OPERAND_OPS = 6  # element-wise ops evaluated while packing an operand; more are computed beforehand
 
 
@@ -52,6 +53,7 @@ class Partition:
     def run(self) -> list[Step | CopyStep]:
         """The kernels, operands before their users."""
         self._store_expensive_shared()
+        self._store_copied()
         while True:
             steps = self._draft_all()
             again = self._computed_twice(steps)
@@ -165,6 +167,27 @@ class Partition:
                 consumers = {u for u in self.users.get(n, ()) if u.op is Op.CONTRACT}
                 if len(consumers) > 1:
                     self.arrays.add(n)
+
+    def _store_copied(self) -> None:
+        """What one kernel would compute at more than COPIES places: sums of shifted sums double at every step."""
+        order = topological(self.roots)
+        reads: set[Node] = set()
+        for n in order:
+            if n.op in (Op.BUFFER, Op.COPY) or not reads.isdisjoint(n.src):
+                reads.add(n)
+        steps: dict[tuple[int, Node], int] = {}
+        places: dict[Node, set[int]] = {}  # the ways from the root on which indexes change, by number
+        for n in reversed(order):
+            here = places.pop(n, {0})
+            if len(here) > COPIES and n.op in ELEMENTWISE and n in reads:
+                self.arrays.add(n)
+            if self.stored(n) or n.op in (Op.REDUCE, Op.CONTRACT):
+                here = {0}
+            elif len(here) > COPIES:
+                here = set(sorted(here)[:COPIES + 1])
+            moved = here if n.op in ELEMENTWISE else {steps.setdefault((w, n), len(steps) + 1) for w in here}
+            for s in n.src:
+                places.setdefault(s, set()).update(moved)
 
     def _computed_twice(self, steps: dict[Node, tuple[Step | CopyStep, Draft | None]]) -> set[Node]:
         """Costly nodes that more than one kernel computes, the ones nearest to the roots."""
