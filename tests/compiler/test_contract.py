@@ -166,6 +166,19 @@ def test_close_to_float64() -> None:
     assert (np.abs(arrays["c"].reshape(exact.shape) - exact) <= bound).all()
 
 
+def test_scratch_stays_within_bounds() -> None:
+    rng = np.random.default_rng(0)
+    nothing = lambda *_: None
+    for _ in range(150):
+        batch, m, n, k = (int(2 ** rng.uniform(0, high)) for high in (6, 16, 16, 20))
+        c = Contraction(batch, m, n, k, [dt.float32, dt.float64, dt.int32][rng.integers(3)],
+                        nothing, nothing, ["k", "m", ""][rng.integers(3)], ["n", "k", ""][rng.integers(3)],
+                        nothing, *map(int, rng.integers(2, size=3)))  # type: ignore[arg-type]
+        for tuning in (AVX512, AVX2, NEON):
+            p = plan(c, tuning)
+            assert p.scratch_bytes <= SCRATCH and p.groups >= 1, (c, p)
+
+
 def test_plans_balance_and_read_well() -> None:
     for size in (1024, 2048, 4096):
         p = program(1, size, size, size)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 SCRATCH = 4 << 20  # bytes a group may use
 _GROUP_FMAS = 1 << 19  # below this a group is too short for what handing it out costs
 _PAGE = 4096
+_FEW_ROWS = 4  # up to here a panel is so wide that walking down it reads memory well
 _LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
 
 
@@ -175,16 +176,17 @@ def _parts(tiles: int) -> list[int]:
 
 def _fit(s: Shape, t: Tuning, m: Axis, n: Axis, batch_parts: int) -> ContractionPlan:
     """The plan of one grid: packing pays where a packed element is used several times and is not good where it lies."""
-    pack_b = s.b_contiguous == "k" or (m.most >= 2 and (s.b_work > 0 or not s.b_contiguous)) or (
-        m.most >= 4 and _far(s, t, n))
+    pack_b = s.b_contiguous == "k" or _far(s, t, m) or (m.most >= 2 and (s.b_work > 0 or s.b_contiguous == ""))
     pack_a = n.most >= 2 and (s.a_work > 0 or s.a_contiguous != "k" or _aliased(s, t, m))
     k_block, k_blocks = _k_block(s, t, m.tile, n.tile) if pack_b else (max(1, s.k), 1)
     size = s.bits // 8
     tiles = m.most * n.most if k_blocks > 1 else 1
     rounded = -(-m.tile // t.lanes) * t.lanes
-    strip = max(k_block * rounded, m.tile * (k_block + 2 * t.lanes)) if pack_a else 0
+    strip = max(k_block * rounded, m.tile * (k_block + 2 * t.lanes))
+    if strip * size > SCRATCH // 2:
+        pack_a = False
     square = -(-k_block // t.lanes) * t.lanes
-    scratch = size * (tiles * m.tile * n.tile + strip + (n.most * (square * n.tile + t.lanes) if pack_b else 0))
+    scratch = size * (tiles * m.tile * n.tile + strip * pack_a + (n.most * (square * n.tile + t.lanes) if pack_b else 0))
     return ContractionPlan(t.lanes, m, n, square if pack_b else k_block, k_blocks, batch_parts, pack_a, pack_b, scratch)
 
 
@@ -196,11 +198,15 @@ def _aliased(s: Shape, t: Tuning, m: Axis) -> bool:
     return m.tile * 3 // 2 > t.l1_bytes // math.gcd(max(1, s.k) * s.bits // 8, _PAGE)
 
 
-def _far(s: Shape, t: Tuning, n: Axis) -> bool:
-    """Whether a group's columns of B are bad to walk in place: more than L2 keeps while strips of A pass, by size or
-    because rows fall on few of its sets (a way is a sixteenth of it); or vectors cross lines. Assumes dense rows."""
+def _far(s: Shape, t: Tuning, m: Axis) -> bool:
+    """Whether columns of B are bad to walk in place. Assumes dense rows.
+
+    L2 does not hold B, and so little of each row is read at a time that memory is slow; or several strips of A walk
+    down it, and its rows fall on few sets of L2 (a way is a sixteenth of it) or its vectors cross lines.
+    """
+    big = s.k * s.n * s.bits // 8 > t.l2_bytes * (1 if m.tiles > 1 else 4)
     rows = t.l2_bytes // math.gcd(s.n * s.bits // 8, t.l2_bytes // 16)
-    return s.k * n.most * n.tile * s.bits // 8 > t.l2_bytes // 2 or s.k > rows // 2 or s.n % t.lanes != 0
+    return (big and s.m > _FEW_ROWS) or (m.tiles > 1 and (s.k > rows // 2 or s.n % t.lanes != 0))
 
 
 def _block_bytes(s: Shape, p: ContractionPlan) -> int:
@@ -213,10 +219,9 @@ def _cost(s: Shape, t: Tuning, p: ContractionPlan, words: int) -> float:
     rows, columns = min(s.m, p.m.most * p.m.tile), min(s.n, p.n.most * p.n.tile)
     vectors = -(-p.n.tile // t.lanes)
     cycles = p.m.most * p.n.most * _tile_cycles(p.m.tile, vectors, words, s.fused) * s.k
-    # The way from memory, which packing does not overlap with arithmetic; B in place and far: again for every strip.
+    # The way from memory, which packing does not overlap with arithmetic.
     first = s.k * words * (rows * (1.2 if p.pack_a else 0.3) + columns * (1.2 if p.pack_b else 0.3))
-    walk = 0.0 if p.pack_b or not _far(s, t, p.n) else 2.0 * p.m.most * p.n.most * vectors * words * s.k
     spill = (p.k_blocks - 1) * rows * columns * words / t.lanes
-    group = per_group * (cycles + first + spill + walk + 200)
+    group = per_group * (cycles + first + spill + 200)
     turns = -(-p.groups // t.units)
     return turns * group * (1 + 0.15 * t.units / p.groups)
