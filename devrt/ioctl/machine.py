@@ -143,7 +143,7 @@ class MachineSystem:
     def stat(self, path: str) -> FileStat:
         try:
             real = self._resolve(path)
-        except FileNotFoundError:
+        except NotADirectoryError:
             return FileStat(exists=False)
         if real in self._nodes:
             node = self._nodes[real]
@@ -161,7 +161,10 @@ class MachineSystem:
         return found.exists and self._allowed(found, mode)
 
     def readlink(self, path: str) -> str:
-        real = posixpath.join(self._resolve(posixpath.dirname(path)), posixpath.basename(path))
+        parent = self._resolve(posixpath.dirname(path))
+        if parent in self._files or parent in self._nodes:
+            _fail(errno.ENOTDIR, path)
+        real = posixpath.join(parent, posixpath.basename(path))
         if real not in self._links:
             _fail(errno.EINVAL if self.stat(path).exists else errno.ENOENT, path)
         return self._links[real]
@@ -185,6 +188,8 @@ class MachineSystem:
                 continue
             if self._refused.get(real):
                 _fail(getattr(errno, self._refused[real]), path)
+            if real in self._files or real in self._nodes:
+                _fail(errno.ENOTDIR, path)
             step = posixpath.join(real, part)
             if step not in self._links:
                 real = step
