@@ -49,8 +49,7 @@ def _plain(e: Emitter, src: DType, dst: DType, a: str, u: bool) -> str:
     if src.is_float and dst.is_float:
         return e.op(f"{'fpext' if dst is dt.float64 else 'fptrunc'} {st} {a} to {t}")
     if src.is_float:
-        name = f"llvm.fpto{'si' if dst.kind == 'int' else 'ui'}.sat.{e.suffix(dst, u)}.{e.suffix(src, u)}"
-        return e.call(t, name, (st, a))
+        return _saturate(e, src, dst, a, u)
     if dst.is_float:
         return e.op(f"{'si' if src.kind == 'int' else 'ui'}tofp {st} {a} to {t}")
     if src.bits == dst.bits:
@@ -58,6 +57,29 @@ def _plain(e: Emitter, src: DType, dst: DType, a: str, u: bool) -> str:
     if src.bits > dst.bits:
         return e.op(f"trunc {st} {a} to {t}")
     return e.op(f"{'sext' if src.kind == 'int' else 'zext'} {st} {a} to {t}")
+
+
+def _saturate(e: Emitter, src: DType, dst: DType, a: str, u: bool) -> str:
+    """A float as an integer: truncated, clamped to the type, 0 for NaN.
+
+    LLVM's own saturating conversion takes vectors of 64-bit integers apart; this one stays in vector registers. The plain
+    conversion is poison out of range, which a select that does not choose it stops.
+    """
+    st, c = e.type(src, u), _cond(e, u)
+    if dst.bits < 32:
+        wide = _saturate(e, src, dt.int32, a, u)
+        t = e.type(dt.int32, u)
+        low = e.call(t, f"llvm.smax.{e.suffix(dt.int32, u)}", (t, wide), (t, e.const(dt.int32, u, dst.min)))
+        clamped = e.call(t, f"llvm.smin.{e.suffix(dt.int32, u)}", (t, low), (t, e.const(dt.int32, u, dst.max)))
+        return e.op(f"trunc {t} {clamped} to {e.type(dst, u)}")
+    t = e.type(dst, u)
+    r = e.op(f"fpto{'si' if dst.kind == 'int' else 'ui'} {st} {a} to {t}")
+    above = e.op(f"fcmp oge {st} {a}, {e.const(src, u, float(dst.max + 1))}")
+    inside = e.op(f"fcmp ogt {st} {a}, {e.const(src, u, float(dst.min) if dst.kind == 'int' else -1.0)}")
+    ordered = e.op(f"fcmp ord {st} {a}, {a}")
+    r = e.op(f"select {c} {inside}, {t} {r}, {t} {e.const(dst, u, dst.min)}")
+    r = e.op(f"select {c} {above}, {t} {e.const(dst, u, dst.max)}, {t} {r}")
+    return e.op(f"select {c} {ordered}, {t} {r}, {t} {e.const(dst, u, 0)}")
 
 
 def _bits(e: Emitter, a: str, u: bool) -> str:
