@@ -15,7 +15,10 @@ from devrt.cli.exit_codes import FINDINGS, OK
 from devrt.cli.paint import paint
 from devrt.device import Device, DeviceFault
 from devrt.doctor import Finding, Severity, diagnose
-from devrt.ioctl.system import LinuxSystem
+from devrt.ioctl.errors import reported_as
+from devrt.ioctl.recording import RecordingSystem
+from devrt.ioctl.replaying import ReplayingSystem
+from devrt.ioctl.system import LinuxSystem, System
 
 _COLOURS = {Severity.OK: "green", Severity.NOTE: "blue", Severity.WARNING: "yellow", Severity.ERROR: "red"}
 
@@ -24,12 +27,24 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     def uris() -> list[str]:
         return arguments.device or [device.uri for device in devrt.devices()]
 
-    findings = diagnose(LinuxSystem(), uris=None if arguments.no_devices else uris, opener=devrt.open, compute=_compute)
+    system = RecordingSystem(_system(arguments))
+    use = None if arguments.no_devices or arguments.replay else uris
+    findings = diagnose(system, uris=use, opener=devrt.open, compute=_compute)
+    if arguments.record:
+        with reported_as(f"{arguments.record} can't be written", remedy="name a file in a folder you may write to"):
+            system.save(arguments.record)
     if arguments.json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
         print(report(findings))
     return FINDINGS if any(finding.severity is Severity.ERROR for finding in findings) else OK
+
+
+def _system(arguments: argparse.Namespace) -> System:
+    if not arguments.replay:
+        return LinuxSystem()
+    with reported_as(f"{arguments.replay} can't be read", remedy="name a file that `devrt doctor --record` wrote"):
+        return ReplayingSystem(arguments.replay)
 
 
 def run_devices(arguments: argparse.Namespace) -> int:

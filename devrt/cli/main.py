@@ -55,14 +55,16 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=SUMMARIES[name], description=f"{SUMMARIES[name].capitalize()}.", epilog=EXIT_CODES,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(name, help=SUMMARIES[name], description=f"{SUMMARIES[name].capitalize()}.",
+                                      epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("--json", action="store_true", help="print JSON for programs")
         return command
 
     doctor = add("doctor")
     doctor.add_argument("--device", action="append", metavar="URI", help="use this device only (may be repeated); default: all")
-    doctor.add_argument("--no-devices", action="store_true", help="look, but open no device")
+    doctor.add_argument("--no-devices", action="store_true", help="look, but use no device")
+    doctor.add_argument("--record", metavar="FILE", help="save what is read from the system, to send with a report")
+    doctor.add_argument("--replay", metavar="FILE", help="examine a machine that was recorded; uses no device")
     add("devices")
     bench = add("bench")
     bench.add_argument("filter", nargs="*", metavar="NAME", help="only benchmarks whose name contains one of these")

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from devrt.device import Device, DevrtError, Placement, Unsupported
-from devrt.doctor.findings import Finding, Severity
+from devrt.doctor.findings import ERROR, NOTE, OK, Finding, Severity
 
 COPY_BYTES = 1 << 20
 TIMEOUT_S = 10.0
@@ -38,11 +38,11 @@ def check(uris: Callable[[], Sequence[str]], opener: Opener, compute: Compute | 
 def _one(name: str, uri: str, job: Compute, device: Device) -> Finding:
     verb = name.partition("-")[2]
     try:
-        return Finding(name, Severity.OK, f"{uri}: {job(device)}", device.properties.name)
+        return Finding(name, OK, f"{uri}: {job(device)}", device.properties.name)
     except Unsupported as error:
-        return _failed(name, f"{uri} has no {verb}", error, Severity.NOTE)
+        return _failed(name, f"{uri} has no {verb}", error, NOTE)
     except _Wrong as error:
-        return Finding(name, Severity.ERROR, f"{uri}: {verb} gave a wrong answer", str(error),
+        return Finding(name, ERROR, f"{uri}: {verb} gave a wrong answer", str(error),
                        "run it again; if it comes back, the device or its link is failing")
     except DevrtError as error:
         return _failed(name, f"{uri}: {verb} failed", error)
@@ -88,6 +88,6 @@ def _timestamp(device: Device) -> str:
     return "its clock advances"
 
 
-def _failed(name: str, what: str, error: DevrtError, severity: Severity = Severity.ERROR) -> Finding:
+def _failed(name: str, what: str, error: DevrtError, severity: Severity = ERROR) -> Finding:
     evidence = f"{error.what} [{error.evidence}]" if error.evidence else error.what
     return Finding(name, severity, what, evidence, error.remedy)

@@ -22,6 +22,8 @@ class Severity(enum.IntEnum):
         return self.name.lower()
 
 
+OK, NOTE, WARNING, ERROR = Severity  # checks read better without the prefix
+
 @dataclass(frozen=True)
 class Finding:
     """One result of one check. `check` is a stable name; `remedy` is a command or an action, "" when none is needed."""

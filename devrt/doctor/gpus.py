@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from devrt.doctor.findings import Finding, Reader, Severity, last_part
+from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader, last_part
 from devrt.doctor.hardware import GPU_CLASSES, MODELS, NVIDIA_BRANCHES, OTHER_VENDORS, VENDORS
 
 PCI = "/sys/bus/pci/devices"
@@ -58,7 +58,7 @@ def check(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
     """One finding a GPU, and one for each driver that is loaded."""
     if not any(gpu.vendor in VENDORS for gpu in gpus) and not reader.names("/sys/class/kgsl"):
         others = ", ".join(str(gpu) for gpu in gpus)
-        yield Finding("gpu", Severity.NOTE, "this machine has no GPU that devrt drives; everything runs on the CPU",
+        yield Finding("gpu", NOTE, "this machine has no GPU that devrt drives; everything runs on the CPU",
                       others or f"no GPU under {PCI}")
     for gpu in gpus:
         if gpu.vendor in VENDORS:
@@ -75,48 +75,49 @@ def _binding(reader: Reader, gpu: Gpu) -> Finding:
     if gpu.driven:
         version = reader.text(f"/sys/module/{vendor.driver}/version")
         by = f"{vendor.driver} {version}" if version else f"the kernel's own {vendor.driver}"
-        return Finding("gpu-driver", Severity.OK, f"{gpu}: driven by {by}", ids)
+        return Finding("gpu-driver", OK, f"{gpu}: driven by {by}", ids)
     if gpu.driver == "vfio-pci":
-        return Finding("gpu-driver", Severity.WARNING, f"{gpu}: set aside for a virtual machine, so nothing here can use it",
+        return Finding("gpu-driver", WARNING, f"{gpu}: set aside for a virtual machine, so nothing here can use it",
                        f"{ids}, bound to vfio-pci", f"give it back: echo {gpu.address} | sudo tee {gpu.path}/driver/unbind && "
                        f"echo {vendor.driver} | sudo tee {gpu.path}/driver_override && {load}")
     if gpu.driver:
-        return Finding("gpu-driver", Severity.ERROR, f"{gpu}: driven by {gpu.driver}, but devrt needs {vendor.driver}",
+        return Finding("gpu-driver", ERROR, f"{gpu}: driven by {gpu.driver}, but devrt needs {vendor.driver}",
                        f"{ids}, bound to {gpu.driver}", f"install {vendor.package}, then blacklist {gpu.driver}: "
                        f"echo blacklist {gpu.driver} | sudo tee /etc/modprobe.d/devrt.conf, and reboot")
     if reader.exists(f"/sys/module/{vendor.driver}"):
-        return Finding("gpu-driver", Severity.ERROR, f"{gpu}: {vendor.driver} is loaded but did not take this GPU",
+        return Finding("gpu-driver", ERROR, f"{gpu}: {vendor.driver} is loaded but did not take this GPU",
                        f"{ids}, no driver bound", f"read why: sudo dmesg | grep -iE '{vendor.driver}|{gpu.address}'")
     release = reader.system.host().release
     modules = reader.text(f"/lib/modules/{release}/modules.dep", 8 << 20)
     if modules is not None and f"/{vendor.driver}.ko" not in modules:
-        return Finding("gpu-driver", Severity.ERROR, f"{gpu}: no driver, and {vendor.driver} is not installed",
-                       f"{ids}, not in /lib/modules/{release}/modules.dep", f"install {vendor.package} for {release}, then {load}")
-    return Finding("gpu-driver", Severity.ERROR, f"{gpu}: no driver, because {vendor.driver} is not loaded",
+        return Finding("gpu-driver", ERROR, f"{gpu}: no driver, and {vendor.driver} is not installed",
+                       f"{ids}, not in /lib/modules/{release}/modules.dep",
+                       f"install {vendor.package} for {release}, then {load}")
+    return Finding("gpu-driver", ERROR, f"{gpu}: no driver, because {vendor.driver} is not loaded",
                    f"{ids}, no /sys/module/{vendor.driver}", load)
 
 
 def _nvidia(reader: Reader) -> Iterator[Finding]:
     """The version of NVIDIA's driver, whose structs change between branches, and its memory module."""
     if not reader.exists("/sys/module/nvidia_uvm"):
-        yield Finding("nvidia-uvm", Severity.ERROR, "NVIDIA's memory driver nvidia-uvm is not loaded",
+        yield Finding("nvidia-uvm", ERROR, "NVIDIA's memory driver nvidia-uvm is not loaded",
                       "no /sys/module/nvidia_uvm", "sudo modprobe nvidia-uvm")
     version = reader.text("/sys/module/nvidia/version")
     banner = (reader.text("/proc/driver/nvidia/version") or "").partition("\n")[0]
     match = re.match(r"(\d+)\.", version or "")
     if not match:
-        yield Finding("nvidia-version", Severity.WARNING, "the version of NVIDIA's driver is unknown, so its structs are a guess",
+        yield Finding("nvidia-version", WARNING, "the version of NVIDIA's driver is unknown, so its structs are a guess",
                       f"/sys/module/nvidia/version: {version!r}", "install NVIDIA's open kernel modules from a release")
         return
     known = ", ".join(map(str, NVIDIA_BRANCHES))
     if int(match[1]) not in NVIDIA_BRANCHES:
-        yield Finding("nvidia-version", Severity.WARNING, f"NVIDIA's driver {version} is of a branch devrt has no tables for",
+        yield Finding("nvidia-version", WARNING, f"NVIDIA's driver {version} is of a branch devrt has no tables for",
                       banner or f"/sys/module/nvidia/version: {version}", f"install a driver of one of the branches {known}")
     elif banner and "Open Kernel Module" not in banner:
-        yield Finding("nvidia-version", Severity.NOTE, f"NVIDIA's driver {version} is the proprietary flavour; devrt's tables "
+        yield Finding("nvidia-version", NOTE, f"NVIDIA's driver {version} is the proprietary flavour; devrt's tables "
                       "are made from the open one", banner, "prefer NVIDIA's open kernel modules of the same version")
     else:
-        yield Finding("nvidia-version", Severity.OK, f"NVIDIA's driver {version} is of a branch devrt knows", banner)
+        yield Finding("nvidia-version", OK, f"NVIDIA's driver {version} is of a branch devrt knows", banner)
 
 
 def _hex(text: str | None) -> int | None:

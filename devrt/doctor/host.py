@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from devrt.doctor.findings import Finding, Reader, Severity
+from devrt.doctor.findings import NOTE, OK, WARNING, Finding, Reader
 from devrt.doctor.gpus import Gpu
 from devrt.doctor.hardware import CPU_FEATURES, VENDORS
 
@@ -14,7 +14,7 @@ MEMLOCK_BYTES = 64 << 20  # pinned staging buffers of one device; below this lar
 
 def kernel(reader: Reader) -> Finding:
     host = reader.system.host()
-    return Finding("kernel", Severity.OK, f"{host.sysname} {host.release} on {host.machine}",
+    return Finding("kernel", OK, f"{host.sysname} {host.release} on {host.machine}",
                    f"user {host.user}, uid {host.uid}")
 
 
@@ -26,29 +26,29 @@ def cpu(reader: Reader) -> Iterator[Finding]:
     model = next((value for key, value in fields if key in ("model name", "Model")), "unknown model")
     features = [feature.name for feature in CPU_FEATURES if feature.flag in flags]
     if not online:
-        yield Finding("cpu", Severity.WARNING, "the processors can't be described", "/proc/cpuinfo names none")
+        yield Finding("cpu", WARNING, "the processors can't be described", "/proc/cpuinfo names none")
         return
     cores = len({(package, core) for package, core in _cores(text)}) or online
     what = f"{model}: {_count(cores, 'core')}, {_count(online, 'thread')}"
     listed = ", ".join(features) or "no vector extension that devrt uses"
     if reader.system.host().machine == "x86_64" and not {"avx2", "fma"} <= flags:
-        yield Finding("cpu", Severity.WARNING, f"{what}, without AVX2 and FMA: exact arithmetic emulates fma, many times slower",
+        yield Finding("cpu", WARNING, f"{what}, without AVX2 and FMA: exact arithmetic emulates fma, many times slower",
                       listed, "use a processor from 2013 or later; in a virtual machine pass the host's CPU model through")
     else:
-        yield Finding("cpu", Severity.OK, what, listed)
+        yield Finding("cpu", OK, what, listed)
     yield from _affinity(reader, online)
 
 
 def _affinity(reader: Reader, online: int) -> Iterator[Finding]:
     allowed = len(reader.system.host().affinity)
     if allowed < online:
-        yield Finding("cpu-affinity", Severity.NOTE, f"this process may use {allowed} of {_count(online, 'thread')}",
+        yield Finding("cpu-affinity", NOTE, f"this process may use {allowed} of {_count(online, 'thread')}",
                       "sched_getaffinity", "start devrt without taskset or a cpuset to use all")
     # cpu.max: "quota period" in microseconds, or "max period".
     quota = re.fullmatch(r"(\d+) (\d+)", reader.text("/sys/fs/cgroup/cpu.max") or "")
     if quota and int(quota[1]) < int(quota[2]) * allowed:
         share = int(quota[1]) / int(quota[2])
-        yield Finding("cpu-affinity", Severity.NOTE, f"the container may use the time of {share:.1f} threads, so more stall",
+        yield Finding("cpu-affinity", NOTE, f"the container may use the time of {share:.1f} threads, so more stall",
                       f"/sys/fs/cgroup/cpu.max: {quota[0]}", "raise the container's CPU limit")
 
 
@@ -58,17 +58,17 @@ def memory(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
     reserved = re.search(r"^HugePages_Total:\s*(\d+)", reader.text("/proc/meminfo") or "", re.MULTILINE)
     pages = f"HugePages_Total: {reserved[1] if reserved else 'unknown'}"
     if chosen is None:
-        yield Finding("huge-pages", Severity.NOTE, "this kernel has no transparent huge pages", pages)
+        yield Finding("huge-pages", NOTE, "this kernel has no transparent huge pages", pages)
     elif chosen[1] == "never":
-        yield Finding("huge-pages", Severity.WARNING, "transparent huge pages are off, so large arrays miss the TLB more often",
+        yield Finding("huge-pages", WARNING, "transparent huge pages are off, so large arrays miss the TLB more often",
                       f"/sys/kernel/mm/transparent_hugepage/enabled: {thp}, {pages}",
                       "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled")
     else:
-        yield Finding("huge-pages", Severity.OK, f"transparent huge pages: {chosen[1]}", pages)
+        yield Finding("huge-pages", OK, f"transparent huge pages: {chosen[1]}", pages)
     limit = reader.system.host().memlock_bytes
     if 0 <= limit < MEMLOCK_BYTES and any(gpu.vendor in VENDORS for gpu in gpus):
         user = reader.system.host().user
-        yield Finding("memlock", Severity.NOTE, f"this process may lock {limit >> 10} KiB of memory; pinned host buffers want "
+        yield Finding("memlock", NOTE, f"this process may lock {limit >> 10} KiB of memory; pinned host buffers want "
                       f"{MEMLOCK_BYTES >> 20} MiB", "RLIMIT_MEMLOCK",
                       f"echo '{user} - memlock unlimited' | sudo tee /etc/security/limits.d/90-devrt.conf, then log in again")
 
@@ -80,16 +80,16 @@ def iommu(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
     asked = " ".join(word for word in (reader.text("/proc/cmdline") or "").split() if "iommu" in word) or "no iommu option"
     evidence = f"{_count(len(groups), 'group')} in /sys/kernel/iommu_groups, kernel command line: {asked}"
     if not groups:
-        yield Finding("iommu", Severity.OK, "no IOMMU translates DMA", evidence)
+        yield Finding("iommu", OK, "no IOMMU translates DMA", evidence)
         return
     types = {reader.text(f"{gpu.path}/iommu_group/type") or "unknown" for gpu in driven}
     kinds = ", ".join(sorted(types))
     if len(driven) > 1 and any(kind.startswith("DMA") for kind in types):
-        yield Finding("iommu", Severity.WARNING, f"the IOMMU translates the DMA of {len(driven)} GPUs, so copies between them "
+        yield Finding("iommu", WARNING, f"the IOMMU translates the DMA of {len(driven)} GPUs, so copies between them "
                       "detour through the root complex", f"{evidence}, type of the GPUs' groups: {kinds}",
                       "boot with iommu=pt: add it to GRUB_CMDLINE_LINUX in /etc/default/grub, sudo update-grub, reboot")
     else:
-        yield Finding("iommu", Severity.OK, "the IOMMU is on" + (f", the GPU's group is of type {kinds}" if driven else ""), evidence)
+        yield Finding("iommu", OK, "the IOMMU is on" + (f", the GPU's group is of type {kinds}" if driven else ""), evidence)
 
 
 def _cores(cpuinfo: str) -> Iterator[tuple[str, str]]:

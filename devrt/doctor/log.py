@@ -6,11 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from devrt.doctor.findings import Finding, Reader, Severity
+from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader, Severity
 from devrt.ioctl.errors import errno_name
 from devrt.ioctl.system import LogLine
-
-NOTE, WARNING, ERROR = Severity.NOTE, Severity.WARNING, Severity.ERROR
 
 
 class Pattern(NamedTuple):
@@ -71,18 +69,20 @@ PATTERNS = tuple(Pattern(*row) for row in (
 ))
 
 
+_NVERROR = "open-gpu-kernel-modules src/common/sdk/nvidia/inc/nverror.h"  # the ROBUST_CHANNEL_* codes
+
+
 class Xid(NamedTuple):
     code: int
     severity: Severity
     meaning: str
     remedy: str
+    source: str = _NVERROR
 
 
-_NVERROR = "open-gpu-kernel-modules src/common/sdk/nvidia/inc/nverror.h"
 _RESET = "close every program on the GPU and reset it: echo 1 | sudo tee /sys/bus/pci/devices/ADDRESS/reset"
 _BUG = "report it with the log: devrt wrote a bad command"
 
-# The numbers are the driver's ROBUST_CHANNEL_* error codes; `_NVERROR` is the source of every row.
 XIDS = {row.code: row for row in (
     Xid(13, ERROR, "a kernel raised an exception on the GPU", _RERUN),
     Xid(31, ERROR, "a kernel touched memory that is not mapped", _RERUN),
@@ -127,7 +127,7 @@ def check(reader: Reader) -> Iterator[Finding]:
                 seen.setdefault((pattern.name, groups.get("xid") or "", groups.get("device") or ""), []).append(line)
                 break
     if not seen:
-        yield Finding("kernel-log", Severity.OK, "the kernel log tells of no GPU trouble", f"{len(lines)} lines read")
+        yield Finding("kernel-log", OK, "the kernel log tells of no GPU trouble", f"{len(lines)} lines read")
     rows = {pattern.name: pattern for pattern in PATTERNS}
     for (name, xid, device), found in seen.items():
         severity, what, remedy = _xid(int(xid)) if xid else (rows[name].severity, rows[name].what, rows[name].remedy)

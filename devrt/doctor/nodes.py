@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from devrt.doctor.findings import Finding, Reader, Severity
+from devrt.doctor.findings import ERROR, OK, WARNING, Finding, Reader
 from devrt.doctor.gpus import Gpu
 from devrt.doctor.hardware import KFD_FEATURES, KFD_MAJOR
 from devrt.ioctl import drm, kfd
@@ -44,9 +44,10 @@ def expected(reader: Reader, gpus: list[Gpu]) -> list[Node]:
         nodes.append(Node("/dev/nvidiactl", "NVIDIA's driver", "sudo mknod -m 666 /dev/nvidiactl c 195 255", "nvidia"))
         nodes += [_nvidia_gpu(reader, gpu) for gpu in nvidia]
         major = re.search(r"^\s*(\d+) nvidia-uvm$", reader.text("/proc/devices") or "", re.MULTILINE)
-        nodes.append(Node("/dev/nvidia-uvm", "NVIDIA's memory driver", f"sudo mknod -m 666 /dev/nvidia-uvm c {major[1]} 0" if major
-                          else "sudo modprobe nvidia-uvm", "nvidia-uvm"))
-    nodes += [Node(f"/dev/{name}", "Qualcomm Adreno (KGSL)", udev, "kgsl") for name in reader.names(KGSL) if name.startswith("kgsl-")]
+        create = f"sudo mknod -m 666 /dev/nvidia-uvm c {major[1]} 0" if major else "sudo modprobe nvidia-uvm"
+        nodes.append(Node("/dev/nvidia-uvm", "NVIDIA's memory driver", create, "nvidia-uvm"))
+    nodes += [Node(f"/dev/{name}", "Qualcomm Adreno (KGSL)", udev, "kgsl")
+              for name in reader.names(KGSL) if name.startswith("kgsl-")]
     for name in reader.names("/sys/class/drm"):
         driver = reader.link(f"/sys/class/drm/{name}/device/driver") if name.startswith("renderD") else None
         if driver and driver.rpartition("/")[2] in MSM_DRIVERS:
@@ -70,14 +71,14 @@ def kfd_topology(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
         if target:
             bus, slot, function = location >> 8, location >> 3 & 31, location & 7
             address = f"{int(properties.get('domain', 0)):04x}:{bus:02x}:{slot:02x}.{function}"
-            listed[address] = (f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}", int(properties.get("simd_count", 0))
-                               // max(1, int(properties.get("simd_per_cu", 1))))
+            units = int(properties.get("simd_count", 0)) // max(1, int(properties.get("simd_per_cu", 1)))
+            listed[address] = (f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}", units)
     for gpu in amd:
         if gpu.address in listed:
             isa, units = listed[gpu.address]
-            yield Finding("kfd", Severity.OK, f"{gpu}: {isa} with {units} compute units", base)
+            yield Finding("kfd", OK, f"{gpu}: {isa} with {units} compute units", base)
         else:
-            yield Finding("kfd", Severity.ERROR, f"{gpu}: amdgpu has it, but the compute driver does not list it",
+            yield Finding("kfd", ERROR, f"{gpu}: amdgpu has it, but the compute driver does not list it",
                           f"{base} lists {', '.join(listed) or 'no GPU'}",
                           "read why: sudo dmesg | grep -i kfd; in a container, pass the GPU's render node to it")
 
@@ -86,17 +87,17 @@ def _check(reader: Reader, node: Node) -> Finding:
     try:
         found = reader.system.stat(node.path)
     except OSError as error:
-        return Finding("node", Severity.ERROR, f"{node.path} can't be looked at", errno_name(error.errno or 0),
+        return Finding("node", ERROR, f"{node.path} can't be looked at", errno_name(error.errno or 0),
                        f"open the way to it: sudo chmod a+rx {node.path.rpartition('/')[0]}")
     if not found.exists:
-        return Finding("node", Severity.ERROR, f"{node.path} is missing: {node.owner} can't be reached", "ENOENT", node.create)
+        return Finding("node", ERROR, f"{node.path} is missing: {node.owner} can't be reached", "ENOENT", node.create)
     if not found.is_device:
-        return Finding("node", Severity.ERROR, f"{node.path} is not a device", f"mode {found.mode:o}",
+        return Finding("node", ERROR, f"{node.path} is not a device", f"mode {found.mode:o}",
                        f"sudo rm -r {node.path}, then: {node.create}")
     if not reader.system.access(node.path, os.R_OK | os.W_OK):
         return _forbidden(reader, node, found)
     return _answers(reader, node, found) if node.opened else Finding(
-        "node", Severity.OK, f"{node.path} may be opened: {node.owner}", _rights(reader, found))
+        "node", OK, f"{node.path} may be opened: {node.owner}", _rights(reader, found))
 
 
 def _answers(reader: Reader, node: Node, found: FileStat) -> Finding:
@@ -106,7 +107,7 @@ def _answers(reader: Reader, node: Node, found: FileStat) -> Finding:
         fd = system.open(node.path, os.O_RDWR)
     except OSError as error:
         inside = "a device cgroup may forbid it: in a container pass --device " + node.path
-        return Finding("node", Severity.ERROR, f"{node.path} does not open though its mode allows it: {node.owner}",
+        return Finding("node", ERROR, f"{node.path} does not open though its mode allows it: {node.owner}",
                        f"{errno_name(error.errno or 0)}, {evidence}", inside if error.errno in (1, 13) else
                        "read why: sudo dmesg | tail -50")
     try:
@@ -114,26 +115,26 @@ def _answers(reader: Reader, node: Node, found: FileStat) -> Finding:
             return _kfd_version(kfd.version(system, fd), evidence)
         if node.path.startswith("/dev/dri/"):
             driver, version = drm.driver_of(system, fd)
-            return Finding("node", Severity.OK, f"{node.path} answers: {node.owner}",
+            return Finding("node", OK, f"{node.path} answers: {node.owner}",
                            f"{driver} {'.'.join(map(str, version))}, {evidence}")
     except OSError as error:
-        return Finding("node", Severity.ERROR, f"{node.path} opens, but the driver refuses to name its version",
+        return Finding("node", ERROR, f"{node.path} opens, but the driver refuses to name its version",
                        f"{errno_name(error.errno or 0)}, {evidence}", "read why: sudo dmesg | tail -50")
     finally:
         system.close(fd)
-    return Finding("node", Severity.OK, f"{node.path} opens: {node.owner}", evidence)
+    return Finding("node", OK, f"{node.path} opens: {node.owner}", evidence)
 
 
 def _kfd_version(version: tuple[int, int], rights: str) -> Finding:
     evidence = f"interface {version[0]}.{version[1]}, {rights}"
     if version[0] != KFD_MAJOR:
-        return Finding("node", Severity.ERROR, f"/dev/kfd speaks interface {version[0]}, devrt speaks {KFD_MAJOR}", evidence,
+        return Finding("node", ERROR, f"/dev/kfd speaks interface {version[0]}, devrt speaks {KFD_MAJOR}", evidence,
                        "use the amdgpu driver of a mainline kernel")
     lacks = [what for needed, what in KFD_FEATURES.items() if version < needed]
     if lacks:
-        return Finding("node", Severity.WARNING, f"/dev/kfd answers, but is too old for {'; '.join(lacks)}", evidence,
+        return Finding("node", WARNING, f"/dev/kfd answers, but is too old for {'; '.join(lacks)}", evidence,
                        "use Linux 6.6 or later")
-    return Finding("node", Severity.OK, "/dev/kfd answers: AMD's compute driver", evidence)
+    return Finding("node", OK, "/dev/kfd answers: AMD's compute driver", evidence)
 
 
 def _forbidden(reader: Reader, node: Node, found: FileStat) -> Finding:
@@ -155,7 +156,7 @@ def _forbidden(reader: Reader, node: Node, found: FileStat) -> Finding:
         rule = f'SUBSYSTEM=="{node.subsystem}", GROUP="render", MODE="0660"'
         remedy = (f"echo '{rule}' | sudo tee /etc/udev/rules.d/70-devrt.rules && sudo udevadm control --reload && "
                   f"sudo udevadm trigger && sudo usermod -aG render {host.user}, then log out and in again")
-    return Finding("node", Severity.ERROR, f"{host.user} may not open {node.path}: {node.owner}", _rights(reader, found), remedy)
+    return Finding("node", ERROR, f"{host.user} may not open {node.path}: {node.owner}", _rights(reader, found), remedy)
 
 
 def _rights(reader: Reader, found: FileStat) -> str:

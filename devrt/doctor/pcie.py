@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from devrt.doctor.findings import Finding, Reader, Severity
+from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader
 from devrt.doctor.gpus import PCI, Gpu
 
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
@@ -49,17 +49,17 @@ def _link(reader: Reader, gpu: Gpu) -> Iterator[Finding]:
     runs, could = f"x{now.width} at {now.speed:g} GT/s", f"x{possible.width} at {possible.speed:g} GT/s"
     evidence = f"{where}: {runs}, both ends can do {could}"
     if now.width < possible.width:
-        yield Finding("pcie-link", Severity.WARNING, f"{gpu}: the link uses {now.width} of {possible.width} lanes, so copies run at "
+        yield Finding("pcie-link", WARNING, f"{gpu}: the link uses {now.width} of {possible.width} lanes, so copies run at "
                       f"{share:.0%} of the speed they could", evidence,
                       "power off, reseat the card and its riser, and try another slot")
     elif now.speed < possible.speed:
-        yield Finding("pcie-link", Severity.NOTE, f"{gpu}: the link is at {now.speed:g} of {possible.speed:g} GT/s", evidence,
+        yield Finding("pcie-link", NOTE, f"{gpu}: the link is at {now.speed:g} of {possible.speed:g} GT/s", evidence,
                       "normal while the GPU is idle; look again under load, then at the slot's speed in the firmware set-up")
     elif possible.width < now.most_width or possible.speed < now.most_speed:
-        yield Finding("pcie-link", Severity.NOTE, f"{gpu}: the slot gives {could}, the GPU could do x{now.most_width} at "
+        yield Finding("pcie-link", NOTE, f"{gpu}: the slot gives {could}, the GPU could do x{now.most_width} at "
                       f"{now.most_speed:g} GT/s", evidence, "use a faster slot if the machine has one")
     else:
-        yield Finding("pcie-link", Severity.OK, f"{gpu}: PCIe {runs}", evidence)
+        yield Finding("pcie-link", OK, f"{gpu}: PCIe {runs}", evidence)
 
 
 def _errors(reader: Reader, gpu: Gpu) -> Iterator[Finding]:
@@ -69,16 +69,17 @@ def _errors(reader: Reader, gpu: Gpu) -> Iterator[Finding]:
         counts[kind] = int(match[1]) if match else 0
     if not any(counts.values()):
         return
-    severity = Severity.ERROR if counts["fatal"] else Severity.WARNING if counts["nonfatal"] else Severity.NOTE
-    yield Finding("pcie-errors", severity, f"{gpu}: the link had errors since boot", ", ".join(f"{k} {n}" for k, n in counts.items()),
-                  "reseat the card and its riser; if the count grows, set the slot one PCIe generation lower in the firmware set-up")
+    severity = ERROR if counts["fatal"] else WARNING if counts["nonfatal"] else NOTE
+    yield Finding("pcie-errors", severity, f"{gpu}: the link had errors since boot",
+                  ", ".join(f"{kind} {count}" for kind, count in counts.items()),
+                  "reseat the card and its riser; if the count grows, set the slot to a lower PCIe generation in the firmware")
 
 
 def _host_window(reader: Reader, gpu: Gpu) -> Iterator[Finding]:
     """AMD tells how much of its memory the host can see; without resizable BAR that is 256 MiB."""
     total, visible = (reader.text(f"{gpu.path}/mem_info_{name}_total") or "" for name in ("vram", "vis_vram"))
     if total.isdigit() and visible.isdigit() and int(visible) < int(total):
-        yield Finding("host-window", Severity.WARNING, f"{gpu}: the host sees {int(visible) >> 20} of {int(total) >> 20} MiB of its "
+        yield Finding("host-window", WARNING, f"{gpu}: the host sees {int(visible) >> 20} of {int(total) >> 20} MiB of its "
                       "memory, so GPUs can't copy to each other directly", "mem_info_vis_vram_total < mem_info_vram_total",
                       "turn on resizable BAR and above-4G decoding in the firmware set-up")
 
