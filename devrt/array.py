@@ -313,7 +313,8 @@ def asarray(obj: Any, /, *, dtype: DType | None = None, device: str | None = Non
     from devrt.compiler import convert
     if isinstance(obj, Array):
         out = obj if dtype is None else obj.astype(dtype)
-        return out if device is None else out.to_device(device)
+        out = out if device is None else out.to_device(device)
+        return Array(make(Op.COPY, (out.node,), out.device)) if copy else out
     if not isinstance(obj, np.ndarray) and hasattr(obj, "__dlpack__"):
         out = from_dlpack(obj, copy=copy)
         return out if dtype is None else out.astype(dtype)

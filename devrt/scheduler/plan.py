@@ -32,9 +32,12 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """One kernel of a schedule, or (kernel None) a copy of `nbytes` from places[1] to places[0]."""
+    """One kernel of a schedule, or (kernel None) a copy of `nbytes` from places[1] to places[0]; its result has `shape`.
 
-    node: Node
+    It holds no node: schedules are kept, and a node that is kept keeps its value.
+    """
+
+    shape: Shape
     kernel: Kernel | None
     compiled: Compiled | None
     places: tuple[Place, ...]
@@ -70,9 +73,9 @@ def make_schedule(roots: Sequence[Node], inputs: Sequence[Node], p: Properties) 
     launches = []
     for s in steps:
         if isinstance(s, CopyStep):
-            launches.append(Launch(s.node, None, None, (place[s.node], place[s.source]), s.node.dtype.nbytes(s.node.size)))
+            launches.append(Launch(s.node.shape, None, None, (place[s.node], place[s.source]), s.node.dtype.nbytes(s.node.size)))
         else:
-            launches.append(Launch(s.node, s.kernel, _compile(s.kernel, p),
+            launches.append(Launch(s.node.shape, s.kernel, _compile(s.kernel, p),
                                    (place[s.node], *(place[o] for o in s.operands)), 0))
     return Schedule(launches, [(r.shape, r.dtype) for r in roots], len(inputs), arena,
                     sum(t.nbytes for t in temporaries), passthrough)

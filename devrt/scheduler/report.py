@@ -13,7 +13,7 @@ from devrt.device import Device, Properties
 from devrt.scheduler.plan import Launch, Place, Schedule
 from devrt.scheduler.run import Bound
 
-LAUNCH_S = 1e-6  # what handing a kernel to the workers costs, for predicted times
+LAUNCH_S = 5e-8  # what a kernel costs inside a command list, for predicted times (bench/launch.py measures it)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Report:
         total = sum(k.measured_s for k in self.kernels)
         apart = f"(apart: {quantity(self.temporary_bytes)}B)"
         saved = f", temporaries {quantity(self.arena_bytes)}B {apart}" if self.temporary_bytes else ""
-        return f"{table}\n{len(self.kernels)} kernels on {self.device}, {duration(total)} measured{saved}"
+        return f"{table}\n{len(self.kernels)} kernel{'s' * (len(self.kernels) != 1)} on {self.device}, {duration(total)} measured{saved}"
 
     def json(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -118,7 +118,8 @@ def summary(k: Kernel) -> str:
 def tiling(k: Kernel, launch: Launch, device: Device) -> str:
     """How the kernel is cut, in a few words."""
     assert launch.compiled is not None
-    text = f"{launch.compiled.groups} groups"
+    groups = launch.compiled.groups
+    text = f"{groups} group{'s' * (groups != 1)}"
     if k.kind == "contract":
         from devrt.compiler.lowering import contract
         from devrt.compiler.lowering.product import contraction_of
@@ -138,13 +139,13 @@ def measure(s: Schedule, bound: Bound, device: Device, repeats: int) -> Report:
     for n, launch in enumerate(s.launches):
         seconds = statistics.median(x[bound.indexes[n]] for x in samples) * 1e-9
         if launch.kernel is None or launch.compiled is None:
-            kernels.append(KernelReport("copy", "copy", "copy", launch.node.shape, "", 0, 2 * launch.nbytes,
+            kernels.append(KernelReport("copy", "copy", "copy", launch.shape, "", 0, 2 * launch.nbytes,
                                         predicted(0, 2 * launch.nbytes, p), seconds, 0.0, launch.places[1:], launch.places[0]))
             continue
         k = launch.kernel
         flops, nbytes = k.flops, k.bytes_moved
         guess = predicted(flops, nbytes, p)
-        kernels.append(KernelReport(launch.compiled.entry, k.kind, summary(k), launch.node.shape, tiling(k, launch, device),
+        kernels.append(KernelReport(launch.compiled.entry, k.kind, summary(k), launch.shape, tiling(k, launch, device),
                                     flops, nbytes, guess, seconds, (guess - LAUNCH_S) / seconds if seconds else 0.0,
                                     launch.places[1:], launch.places[0]))
     dumps = tuple(str(launch.kernel) for launch in s.launches if launch.kernel is not None)

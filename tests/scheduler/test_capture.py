@@ -88,3 +88,16 @@ def test_many_kernels_in_one_list() -> None:
     x = devrt.ones(8)
     assert np.allclose(step(x).numpy(), 1 / 8)
     assert np.allclose(step(x).numpy(), 1 / 8)
+
+
+def test_copies_are_new_memory_and_are_replayed() -> None:
+    host = np.arange(10, dtype=np.float32)
+    a = devrt.asarray(host)
+    kept = devrt.asarray(a, copy=True).wait()
+    host[0] = 99
+    assert a.numpy()[0] == 99 and kept.numpy()[0] == 0
+    step = devrt.capture(lambda x: devrt.asarray(x * 2.0, copy=True) + devrt.asarray(x, copy=True))
+    for seed in range(3):
+        x = f32(40, seed=seed)
+        assert np.array_equal(step(x).numpy(), x.numpy() * 2 + x.numpy())
+    assert [k.kind for k in devrt.explain(step).kernels].count("copy") == 2
