@@ -23,6 +23,7 @@ from devrt.functions import (
     max,
     maximum,
     mean,
+    pad,
     reshape,
     sigmoid,
     sqrt,
@@ -100,16 +101,18 @@ def logsumexp(x: Array, /, *, axis: int = -1, keepdims: bool = False) -> Array:
 def cross_entropy(logits: Array, labels: Array, /, *, chunks: int = 1) -> Array:
     """logsumexp(logits) - logits[label], one value a row: logits [.., v], labels [..] of integers.
 
-    chunks > 1 takes the logsumexp of the logsumexps of so many pieces of the vocabulary (v must divide).
+    chunks > 1 takes the logsumexp of the logsumexps of so many pieces of the vocabulary.
     """
     v = logits.shape[-1]
     if labels.shape != logits.shape[:-1] or not labels.dtype.is_int:
         raise InvalidArgument(f"labels must be integers of shape {list(logits.shape[:-1])}",
                               evidence=f"{labels.dtype}{list(labels.shape)}")
-    if chunks < 1 or v % chunks:
-        raise InvalidArgument(f"{chunks} chunks do not divide a vocabulary of {v}")
+    if not 1 <= chunks <= v:
+        raise InvalidArgument(f"a vocabulary of {v} has no {chunks} chunks")
     w = _wide(logits)
-    whole = logsumexp(w) if chunks == 1 else logsumexp(logsumexp(reshape(w, (*logits.shape[:-1], chunks, v // chunks))))
+    size = -(-v // chunks)
+    full = pad(w, [(0, 0)] * (w.ndim - 1) + [(0, chunks * size - v)], value=-math.inf)
+    whole = logsumexp(w) if chunks == 1 else logsumexp(logsumexp(reshape(full, (*logits.shape[:-1], chunks, size))))
     picked = take_along_axis(w, expand_dims(labels, axis=labels.ndim), axis=-1)
     return whole - reshape(picked, labels.shape)
 
