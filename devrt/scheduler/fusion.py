@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from devrt.compiler import dtypes as dt
 from devrt.compiler import kernel as kir
 from devrt.compiler.kernel import Kernel
 from devrt.compiler.ops import ELEMENTWISE, TRANSCENDENTAL, Node, Op, topological, users
@@ -82,6 +83,8 @@ class Partition:
 
     def _draft(self, root: Node) -> Draft:
         """The best kernel for one root: attention, then a product with its epilogue, then rows, then a map."""
+        if root.dtype is dt.int4:
+            return draft_map(root, self.stored)  # two elements share a byte: only maps store those
         anchor = self._anchor(root)
         if anchor is not None:
             d = attention.draft(root, anchor, self.stored)
