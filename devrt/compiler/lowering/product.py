@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from devrt.compiler.dtypes import DType
 from devrt.compiler.index import Axis
-from devrt.compiler.kernel import Attend, Contract, Ex, Kernel, Name, Store
+from devrt.compiler.kernel import Attend, Contract, Ex, Kernel, Name, Store, subexpressions
 from devrt.compiler.lir import Builder, Param, Program, Reg
 from devrt.compiler.lowering import attention, contract, expression
 from devrt.compiler.lowering.contract_plan import Tuning
 from devrt.compiler.lowering.expression import Scope, check
 from devrt.compiler.lowering.map import write
+from devrt.compiler.ops import ELEMENTWISE
 
 
 def _stages(k: Kernel) -> tuple[Contract | Attend, Store]:
@@ -52,7 +54,14 @@ def contraction_of(k: Kernel, calls: _Callbacks | None = None) -> contract.Contr
         batch=s.batch.size, m=s.m.size, n=s.n.size, k=s.k.size, dtype=s.dtype,
         a=widened(s.a, s.batch, s.m, s.k), b=widened(s.b, s.batch, s.k, s.n),
         a_contiguous=s.a_contiguous, b_contiguous=s.b_contiguous,
-        store=calls.store(out, s.name, s.batch, s.m, s.n))
+        store=calls.store(out, s.name, s.batch, s.m, s.n),
+        a_work=work(s.a, s.dtype), b_work=work(s.b, s.dtype), store_work=work(out.value, s.dtype))
+
+
+def work(e: Ex, dtype: DType) -> int:
+    """Instructions of an expression beside its loads, conversions from another type than `dtype` included."""
+    inside = list(subexpressions([e]))
+    return sum(x.op in ELEMENTWISE for x in inside) + sum(x.op == "load" and x.dtype is not dtype for x in inside)
 
 
 def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
