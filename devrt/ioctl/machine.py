@@ -27,7 +27,7 @@ from devrt.ioctl.system import TEXT_LIMIT, Argument, FileStat, Host, LogLine, pa
 from devrt.ioctl.tables import TABLES
 from devrt.ioctl.uapi import Uapi, pointed_ranges, table_for
 
-_SECTIONS = {"what", "host", "files", "links", "nodes", "refused", "answers", "log"}
+_SECTIONS = {"host", "files", "links", "nodes", "refused", "answers", "log"}
 _LINK_LIMIT = 40  # as many as Linux follows in one path before ELOOP
 _HOST = Host(user="user", uid=1000, groups=(1000,), sysname="Linux", release="6.1.0-18-amd64", machine="x86_64",
              affinity=(0, 1), memlock_bytes=8 << 20, open_files=1024)
@@ -148,8 +148,10 @@ class MachineSystem:
         if real in self._nodes:
             node = self._nodes[real]
             major, minor = node.get("rdev", (0, 0))
-            mode = stat_bits.S_IFCHR | node.get("mode", 0o660)
-            return FileStat(True, mode, node.get("uid", 0), node.get("gid", 0), (major, minor))
+            mode = node.get("mode", 0o660)
+            if isinstance(mode, str):  # 0o660 is a number in YAML 1.2 and a text in YAML 1.1, which PyYAML reads
+                mode = int(mode, 8)
+            return FileStat(True, stat_bits.S_IFCHR | mode, node.get("uid", 0), node.get("gid", 0), (major, minor))
         if real in self._children:
             return FileStat(True, stat_bits.S_IFDIR | 0o755)
         if real in self._files or real in self._refused:
