@@ -14,7 +14,7 @@ from devrt.ioctl.machine import MachineSystem
 from devrt.ioctl.recording import RecordingSystem
 from devrt.ioctl.replaying import ReplayingSystem
 
-MACHINES = sorted(path.stem for path in (Path("/tmp/mine") / "machines").glob("*.yaml"))
+MACHINES = sorted(path.stem for path in (Path(__file__).parent / "machines").glob("*.yaml"))
 
 
 def description(name: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_what_needs_mending_says_how(name: str) -> None:
 
 
 def _path(name: str) -> Path:
-    return Path("/tmp/mine") / "machines" / f"{name}.yaml"
+    return Path(__file__).parent / "machines" / f"{name}.yaml"
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
