@@ -321,11 +321,7 @@ def _gelu(o: _Ops[T], x: T) -> T:
     half, low = o.product(o.mul(a, -0.5), a)
     p, n = o.exp(half, low)
     tail = o.mul(p, o.tail(a))
-    far = o.where(o.less(x, 0.0), o.scaled(o.mul(tail, x), n), o.mul(x, o.sub(1.0, o.scaled(tail, n))))
-    # Phi(x) = 1/2 + erf(x/sqrt(2))/2
-    slope = o.add(o.polynomial(o.neg(half), o.t.erf), o.t.erf_slope[0])
-    near = o.mul(x, o.fma(o.mul(x, o.t.sqrt2 / 4), slope, 0.5))
-    return o.where(o.less(a, 0.75), near, far)
+    return o.where(o.less(x, 0.0), o.scaled(o.mul(tail, x), n), o.mul(x, o.sub(1.0, o.scaled(tail, n))))
 
 
 def gelu_tanh(m: Math[T], x: T) -> T:
