@@ -12,7 +12,7 @@ from devrt.compiler.lowering import expression
 from devrt.compiler.lowering.contract_plan import Tuning
 from devrt.compiler.lowering.expression import Scope, storable
 from devrt.compiler.lowering.loops import rows_of_group, spread, sweep, sweep_upto
-from devrt.compiler.ops import TRANSCENDENTAL
+from devrt.compiler.ops import TRANSCENDENTAL, Op
 
 CHUNK = 16384  # elements a group handles: long enough to hide the dispatch, short enough to balance
 STREAM_BYTES = 16 << 20  # larger outputs bypass the caches
@@ -62,9 +62,10 @@ def lower(k: Kernel, name: str, t: Tuning) -> Program:
 
 
 def _unroll(s: Store) -> int:
-    """Vectors a turn: long expressions have parallelism of their own."""
-    ops = sum(20 if e.op in TRANSCENDENTAL else 1 for e in subexpressions([s.value]))
-    return 4 if ops <= 16 else 2 if ops <= 60 else 1
+    """Vectors a turn. Their loads start together, which is what keeps memory busy: a long chain of operations fills the
+    core's scheduler before the next vector's load is even seen. Code that is long already is not multiplied."""
+    ops = sum(200 if e.op is Op.SIN else 40 if e.op in TRANSCENDENTAL else 1 for e in subexpressions([s.value]))
+    return 8 if ops <= 100 else 4 if ops <= 250 else 1
 
 
 def streams(k: Kernel, s: Store, last: Axis, t: Tuning) -> bool:

@@ -16,6 +16,7 @@ from devrt.device import CompileError
 
 LANES = 64
 CHUNK = 16384
+TURNS = 2  # of 64 terms each, in one turn of a loop: their loads start together
 
 Terms = Callable[[Reg, "Reg | None"], Sequence[Reg]]
 
@@ -85,10 +86,18 @@ def _block(b: Builder, kind: str, d: DType, start: Reg, count: int, terms: Terms
     def turn(i: Reg, carried: list[Reg]) -> list[Reg]:
         at = b.add(start, i)
         return [fold(b, kind, a, terms(b.add(at, b.idx(u * lanes)), None)) for u, a in enumerate(carried)]
-    if whole == LANES:
-        acc = turn(b.idx(0), acc)
-    elif whole:
-        acc = b.loop(0, whole, acc, turn, step=LANES)
+
+    def turns(i: Reg, carried: list[Reg]) -> list[Reg]:
+        for n in range(TURNS):
+            carried = turn(b.add(i, b.idx(n * LANES)), carried)
+        return carried
+    paired = whole // (TURNS * LANES) * TURNS * LANES if whole > TURNS * LANES else 0
+    if paired:
+        acc = b.loop(0, paired, acc, turns, step=TURNS * LANES)
+    if whole - paired == LANES:
+        acc = turn(b.idx(paired), acc)
+    elif whole > paired:
+        acc = b.loop(paired, whole, acc, turn, step=LANES)
     rest = count - whole
     for u in range(n):
         here = min(rest - u * lanes, lanes)
