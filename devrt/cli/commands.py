@@ -13,8 +13,8 @@ import tabulate
 import devrt
 from devrt.cli.exit_codes import FINDINGS, OK
 from devrt.cli.paint import paint
-from devrt.device import Device, DeviceFault
 from devrt.doctor import Finding, Severity, diagnose
+from devrt.doctor.compute import compute
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.recording import RecordingSystem
 from devrt.ioctl.replaying import ReplayingSystem
@@ -29,7 +29,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
     system = RecordingSystem(_system(arguments))
     use = None if arguments.no_devices or arguments.replay else uris
-    findings = diagnose(system, uris=use, opener=devrt.open, compute=_compute)
+    findings = diagnose(system, uris=use, opener=devrt.open, compute=compute)
     if arguments.record:
         with reported_as(f"{arguments.record} can't be written", remedy="name a file in a folder you may write to"):
             system.save(arguments.record)
@@ -76,15 +76,3 @@ def report(findings: list[Finding]) -> str:
     counts = [(severity, sum(finding.severity is severity for finding in findings)) for severity in reversed(Severity)]
     lines += ["", ", ".join(f"{count} {severity}" for severity, count in counts if count)]
     return "\n".join(lines)
-
-
-def _compute(device: Device) -> str:
-    """Sums of rows of whole numbers, small enough to be exact in f32 in any order."""
-    import numpy as np
-
-    a = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) % 7
-    got = devrt.asarray(a, device=device.uri).sum(axis=1).numpy()
-    if not np.array_equal(got, a.sum(axis=1)):
-        raise DeviceFault("the sums of 64 rows are wrong", evidence=f"first rows {got[:4]}, should be {a.sum(axis=1)[:4]}",
-                          remedy="run it again; if it comes back, the device is failing")
-    return "64 sums of 64 numbers are right"

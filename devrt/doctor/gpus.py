@@ -10,6 +10,7 @@ from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader, las
 from devrt.doctor.hardware import GPU_CLASSES, MODELS, NVIDIA_BRANCHES, OTHER_VENDORS, VENDORS
 
 PCI = "/sys/bus/pci/devices"
+KGSL = "/sys/class/kgsl"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,14 @@ def find(reader: Reader) -> list[Gpu]:
 
 def check(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
     """One finding a GPU, and one for each driver that is loaded."""
-    if not any(gpu.vendor in VENDORS for gpu in gpus) and not reader.names("/sys/class/kgsl"):
+    adrenos = [name for name in reader.names(KGSL) if name.startswith("kgsl-")]
+    for name in adrenos:
+        model = reader.text(f"{KGSL}/{name}/gpu_model") or "Adreno"
+        yield Finding("gpu", OK, f"Qualcomm {model}: driven by KGSL", f"{KGSL}/{name}")
+    if PCI in reader.unreadable:
+        yield Finding("gpu", WARNING, "whether this machine has a GPU is unknown", f"{PCI} could not be read",
+                      "run `sudo devrt doctor`")
+    elif not adrenos and not any(gpu.vendor in VENDORS for gpu in gpus):
         others = ", ".join(str(gpu) for gpu in gpus)
         yield Finding("gpu", NOTE, "this machine has no GPU that devrt drives; everything runs on the CPU",
                       others or f"no GPU under {PCI}")
@@ -78,8 +86,8 @@ def _binding(reader: Reader, gpu: Gpu) -> Finding:
         return Finding("gpu-driver", OK, f"{gpu}: driven by {by}", ids)
     if gpu.driver == "vfio-pci":
         return Finding("gpu-driver", WARNING, f"{gpu}: set aside for a virtual machine, so nothing here can use it",
-                       f"{ids}, bound to vfio-pci", f"give it back: echo {gpu.address} | sudo tee {gpu.path}/driver/unbind && "
-                       f"echo {vendor.driver} | sudo tee {gpu.path}/driver_override && {load}")
+                       f"{ids}, bound to vfio-pci", f"{load} && echo {vendor.driver} | sudo tee {gpu.path}/driver_override && "
+                       f"echo {gpu.address} | sudo tee {gpu.path}/driver/unbind /sys/bus/pci/drivers_probe")
     if gpu.driver:
         return Finding("gpu-driver", ERROR, f"{gpu}: driven by {gpu.driver}, but devrt needs {vendor.driver}",
                        f"{ids}, bound to {gpu.driver}", f"install {vendor.package}, then blacklist {gpu.driver}: "

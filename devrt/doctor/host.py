@@ -26,7 +26,8 @@ def cpu(reader: Reader) -> Iterator[Finding]:
     model = next((value for key, value in fields if key in ("model name", "Model")), "unknown model")
     features = [feature.name for feature in CPU_FEATURES if feature.flag in flags]
     if not online:
-        yield Finding("cpu", WARNING, "the processors can't be described", "/proc/cpuinfo names none")
+        yield Finding("cpu", WARNING, "the processors can't be described", "/proc/cpuinfo names none",
+                      "make /proc/cpuinfo readable: mount -t proc proc /proc")
         return
     cores = len({(package, core) for package, core in _cores(text)}) or online
     what = f"{model}: {_count(cores, 'core')}, {_count(online, 'thread')}"
@@ -53,16 +54,18 @@ def _affinity(reader: Reader, online: int) -> Iterator[Finding]:
 
 
 def memory(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
-    thp = reader.text("/sys/kernel/mm/transparent_hugepage/enabled") or ""
+    path = "/sys/kernel/mm/transparent_hugepage/enabled"
+    thp = reader.text(path) or ""
     chosen = re.search(r"\[(\w+)\]", thp)
     reserved = re.search(r"^HugePages_Total:\s*(\d+)", reader.text("/proc/meminfo") or "", re.MULTILINE)
     pages = f"HugePages_Total: {reserved[1] if reserved else 'unknown'}"
-    if chosen is None:
+    if path in reader.unreadable:
+        yield Finding("huge-pages", NOTE, "whether transparent huge pages are on is unknown", f"{path} could not be read")
+    elif chosen is None:
         yield Finding("huge-pages", NOTE, "this kernel has no transparent huge pages", pages)
     elif chosen[1] == "never":
         yield Finding("huge-pages", WARNING, "transparent huge pages are off, so large arrays miss the TLB more often",
-                      f"/sys/kernel/mm/transparent_hugepage/enabled: {thp}, {pages}",
-                      "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled")
+                      f"{path}: {thp}, {pages}", f"echo madvise | sudo tee {path}")
     else:
         yield Finding("huge-pages", OK, f"transparent huge pages: {chosen[1]}", pages)
     limit = reader.system.host().memlock_bytes
@@ -76,9 +79,14 @@ def memory(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
 def iommu(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
     """Whether DMA addresses are translated: it isolates devices, and it sends copies between GPUs through the root."""
     driven = [gpu for gpu in gpus if gpu.vendor in VENDORS]
-    groups = reader.names("/sys/kernel/iommu_groups")
+    path = "/sys/kernel/iommu_groups"
+    groups = reader.names(path)
     asked = " ".join(word for word in (reader.text("/proc/cmdline") or "").split() if "iommu" in word) or "no iommu option"
-    evidence = f"{_count(len(groups), 'group')} in /sys/kernel/iommu_groups, kernel command line: {asked}"
+    evidence = f"{_count(len(groups), 'group')} in {path}, kernel command line: {asked}"
+    if path in reader.unreadable:
+        yield Finding("iommu", NOTE, "whether an IOMMU translates DMA is unknown",
+                      f"{path} could not be read, kernel command line: {asked}")
+        return
     if not groups:
         yield Finding("iommu", OK, "no IOMMU translates DMA", evidence)
         return

@@ -30,7 +30,7 @@ _PCI = r"(?P<device>[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
 PATTERNS = tuple(Pattern(*row) for row in (
     ("nvidia-xid", ERROR, r"NVRM: Xid \(PCI:(?P<device>[0-9a-fA-F:.]+)\): (?P<xid>\d+)", "", "",
      "open-gpu-kernel-modules src/common/sdk/nvidia/inc/nverror.h"),
-    ("nvidia-init", ERROR, r"NVRM: RmInitAdapter failed|NVRM: rm_init_adapter failed", "the driver could not start the GPU",
+    ("nvidia-init", ERROR, rf"NVRM: (?:GPU {_PCI}: )?(?:RmInitAdapter|rm_init_adapter) failed", "the driver could not start the GPU",
      "power off fully and on again; " + _RESEAT, "open-gpu-kernel-modules src/nvidia/arch/nvalloc/unix/src/osinit.c"),
     ("nvidia-version", ERROR, r"NVRM: API mismatch", "a program of another driver version spoke to the kernel driver",
      "reboot, or unload and load the nvidia modules", "open-gpu-kernel-modules kernel-open/nvidia/nv.c"),
@@ -127,7 +127,7 @@ def check(reader: Reader) -> Iterator[Finding]:
                 seen.setdefault((pattern.name, groups.get("xid") or "", groups.get("device") or ""), []).append(line)
                 break
     if not seen:
-        yield Finding("kernel-log", OK, "the kernel log tells of no GPU trouble", f"{len(lines)} lines read")
+        yield Finding("kernel-log", OK, "the kernel log tells of no GPU trouble", f"lines read: {len(lines)}")
     rows = {pattern.name: pattern for pattern in PATTERNS}
     for (name, xid, device), found in seen.items():
         severity, what, remedy = _xid(int(xid)) if xid else (rows[name].severity, rows[name].what, rows[name].remedy)

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from devrt.doctor.findings import ERROR, OK, WARNING, Finding, Reader
-from devrt.doctor.gpus import Gpu
+from devrt.doctor.gpus import KGSL, Gpu
 from devrt.doctor.hardware import KFD_FEATURES, KFD_MAJOR
 from devrt.ioctl import drm, kfd
 from devrt.ioctl.errors import errno_name
 from devrt.ioctl.system import FileStat
 
-KGSL = "/sys/class/kgsl"
 MSM_DRIVERS = ("msm", "msm_dpu", "adreno")  # names of the platform driver behind a Qualcomm render node
 
 

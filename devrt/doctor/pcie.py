@@ -47,7 +47,7 @@ def _link(reader: Reader, gpu: Gpu) -> Iterator[Finding]:
         return
     share, where, now, possible = worst
     runs, could = f"x{now.width} at {now.speed:g} GT/s", f"x{possible.width} at {possible.speed:g} GT/s"
-    evidence = f"{where}: {runs}, both ends can do {could}"
+    evidence = f"{where}: {runs} of {could}"
     if now.width < possible.width:
         yield Finding("pcie-link", WARNING, f"{gpu}: the link uses {now.width} of {possible.width} lanes, so copies run at "
                       f"{share:.0%} of the speed they could", evidence,

@@ -1,0 +1,52 @@
+"""What the commands print, and that the words on the command line reach those who do the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from devrt.cli import commands, main
+from devrt.cli.exit_codes import FINDINGS, OK
+from devrt.doctor import Finding, Severity
+from devrt.ioctl.machine import MachineSystem
+
+
+def test_doctor_exits_1_where_something_cannot_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = "/sys/bus/pci/devices/0000:03:00.0"
+    machine = MachineSystem({"files": {f"{gpu}/class": "0x030000", f"{gpu}/vendor": "0x1002", f"{gpu}/device": "0x744c"}})
+    monkeypatch.setattr(commands, "LinuxSystem", lambda: machine)
+    assert main.main(["doctor", "--no-devices"]) == FINDINGS
+    assert "do: sudo modprobe amdgpu\n" in capsys.readouterr().out
+
+
+def test_report_keeps_a_remedy_on_one_line() -> None:
+    """A remedy is copied into a shell."""
+    remedy = "sudo " + "very-" * 60 + "long"
+    text = commands.report([Finding("node", Severity.ERROR, "what " * 60, "evidence " * 60, remedy)])
+    assert f"do: {remedy}\n" in text and text.endswith("1 error")
+    assert all(len(line) <= 120 for line in text.splitlines() if "do:" not in line)
+
+
+def test_explain_reaches_the_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = tmp_path / "graph.svg"
+    assert main.main(["explain", "softmax(randn(8, 64))", "--json", "--graph", str(drawn)]) == OK
+    assert json.loads(capsys.readouterr().out)["kernels"] and "<svg" in drawn.read_text()
+
+
+def test_bench_hands_its_words_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, argparse.Namespace]] = []
+
+    def imported(name: str) -> SimpleNamespace:
+        def run_bench(arguments: argparse.Namespace) -> int:
+            seen.append((name, arguments))
+            return OK
+        return SimpleNamespace(run_bench=run_bench)
+    monkeypatch.setattr("importlib.import_module", imported)
+    assert main.main(["bench", "--quick", "--plot", "out.svg", "--device", "cpu", "gemm", "copy"]) == OK
+    [(name, arguments)] = seen
+    assert name == "devrt.benchmark.main" and (arguments.quick, arguments.json, arguments.plot) == (True, False, "out.svg")
+    assert (arguments.device, arguments.filter) == ("cpu", ["gemm", "copy"])
