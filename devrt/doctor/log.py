@@ -30,8 +30,9 @@ _PCI = r"(?P<device>[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
 PATTERNS = tuple(Pattern(*row) for row in (
     ("nvidia-xid", ERROR, r"NVRM: Xid \(PCI:(?P<device>[0-9a-fA-F:.]+)\): (?P<xid>\d+)", "", "",
      "open-gpu-kernel-modules src/common/sdk/nvidia/inc/nverror.h"),
-    ("nvidia-init", ERROR, rf"NVRM: (?:GPU {_PCI}: )?(?:RmInitAdapter|rm_init_adapter) failed", "the driver could not start the GPU",
-     "power off fully and on again; " + _RESEAT, "open-gpu-kernel-modules src/nvidia/arch/nvalloc/unix/src/osinit.c"),
+    ("nvidia-init", ERROR, rf"NVRM: (?:GPU {_PCI}: )?(?:RmInitAdapter|rm_init_adapter) failed",
+     "the driver could not start the GPU", "power off fully and on again; " + _RESEAT,
+     "open-gpu-kernel-modules src/nvidia/arch/nvalloc/unix/src/osinit.c"),
     ("nvidia-version", ERROR, r"NVRM: API mismatch", "a program of another driver version spoke to the kernel driver",
      "reboot, or unload and load the nvidia modules", "open-gpu-kernel-modules kernel-open/nvidia/nv.c"),
     ("amdgpu-ring", ERROR, rf"amdgpu {_PCI}:.*ring \S+ timeout, signaled seq", "a queue stopped making progress", _RERUN,

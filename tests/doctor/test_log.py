@@ -38,8 +38,13 @@ LINES = {
     "iommu-fault": ["AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:03:00.0 domain=0x001a address=0x0 flags=0x0000]",
                     "DMAR: [DMA Read NO_PASID] Request device [19:00.0] fault addr 0x0"],
 }
-HARMLESS = ["amdgpu 0000:03:00.0: amdgpu: ring gfx_0.0.0 timeout, but soft recovered",
-            "NVRM: loading NVIDIA UNIX Open Kernel Module", "pcieport 0000:00:01.1: AER: enabled with IRQ 27", "DMAR: IOMMU enabled", "usb 1-1: new high-speed USB device"]
+HARMLESS = [
+    "amdgpu 0000:03:00.0: amdgpu: ring gfx_0.0.0 timeout, but soft recovered",
+    "NVRM: loading NVIDIA UNIX Open Kernel Module",
+    "pcieport 0000:00:01.1: AER: enabled with IRQ 27",
+    "DMAR: IOMMU enabled",
+    "usb 1-1: new high-speed USB device",
+]
 
 
 def test_every_pattern_has_lines() -> None:
