@@ -1,0 +1,216 @@
+"""`devrt` as a stranger types it: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import devrt
+from devrt.cli import main as cli
+from devrt.cli.exit_codes import BUG, FAILED, FINDINGS, INTERRUPTED, OK, USAGE
+from devrt.device import OutOfMemory
+from devrt.ioctl.machine import MachineSystem
+
+COMMANDS = tuple(cli.COMMANDS)
+PROCESSOR = {"files": {"/proc/cpuinfo": "processor\t: 0\nmodel name\t: Test\nflags\t\t: avx2 fma\n"}}
+
+
+def devrt_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "devrt.cli.main", *arguments], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, **environment})
+
+
+def one_sentence_and_remedy(stderr: str) -> tuple[str, str]:
+    """The two lines of a complaint."""
+    first, second = stderr.splitlines()
+    assert first.startswith("devrt: ") and second.startswith("  try: ") and "Traceback" not in stderr
+    return first.removeprefix("devrt: "), second.removeprefix("  try: ")
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+    """Make `devrt devices` fail."""
+    def devices() -> list[object]:
+        raise failure
+    monkeypatch.setattr(devrt, "devices", devices)
+
+
+def test_alone_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == OK
+    out = capsys.readouterr().out
+    assert all(f"\n  {name}" in out for name in COMMANDS)
+    assert "\x1b" not in out, "no colours into a pipe"
+
+
+def test_every_command_the_overview_shows_is_understood() -> None:
+    for example, _ in cli.EXAMPLES:
+        words = example.split("'")
+        arguments = words[0].split()[1:] + ([words[1]] if len(words) > 1 else [])
+        assert cli.parser().parse_args(arguments).command == arguments[0]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"devrt {devrt.__version__}\n"
+
+
+def test_the_version_costs_no_heavy_import() -> None:
+    script = ("import sys\nfrom devrt.cli import main\ntry: main.main(['--version'])\nexcept SystemExit: pass\n"
+              "print(sorted({'numpy', 'llvmlite', 'cffi', 'yaml', 'tabulate', 'devrt.doctor'} & set(sys.modules)))")
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_the_version_is_quick() -> None:
+    """150 ms; the best of five, because the machine does other things too."""
+    def seconds() -> float:
+        start = time.perf_counter()
+        devrt_process("--version")
+        return time.perf_counter() - start
+    assert min(seconds() for _ in range(5)) < 0.15
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_documents_the_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"] if command else ["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"  {code}  " in out for code in (OK, FINDINGS, USAGE, FAILED, BUG))
+    assert not command or "--json" in out
+
+
+@pytest.mark.parametrize("line", ["frobnicate", "doctor --nonsense", "explain", "devices extra"])
+def test_a_line_that_is_not_understood(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(line.split())
+    assert stopped.value.code == USAGE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--help" in one_sentence_and_remedy(captured.err)[1]
+
+
+def test_a_devrt_error_is_a_sentence_and_a_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(monkeypatch, OutOfMemory("no room", evidence="ENOMEM", remedy="free some"))
+    assert cli.main(["devices"]) == FAILED
+    assert one_sentence_and_remedy(capsys.readouterr().err) == ("no room (ENOMEM)", "free some")
+
+
+def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(monkeypatch, ZeroDivisionError("by zero"))
+    assert cli.main(["devices"]) == BUG
+    what, remedy = one_sentence_and_remedy(capsys.readouterr().err)
+    assert what == "this is a bug in devrt: ZeroDivisionError: by zero" and "DEVRT_TRACEBACK=1" in remedy
+
+
+def test_a_developer_may_see_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(monkeypatch, ZeroDivisionError("by zero"))
+    monkeypatch.setenv("DEVRT_TRACEBACK", "1")
+    assert cli.main(["devices"]) == BUG
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["devices"]) == INTERRUPTED
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    run = subprocess.run(f"{sys.executable} -m devrt.cli.main doctor --no-devices --json | head -c 1; echo ${{PIPESTATUS[0]}}",
+                         shell=True, executable="/bin/bash", capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("[0\n", "")
+
+
+def test_devices_in_json_and_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["devices", "--json"]) == OK
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["uri"] == "cpu" and rows[0]["memory_bytes"] > 0
+    assert cli.main(["devices"]) == OK
+    table = capsys.readouterr().out
+    assert table.splitlines()[0].split() == ["uri", "name", "isa", "memory"] and rows[0]["name"] in table
+
+
+def test_doctor_uses_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["doctor", "--json"])  # the exit code is this machine's business
+    findings = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
+    for check in ("device-copy", "device-timestamp", "device-compute"):
+        assert findings[check]["severity"] == "ok", findings[check]
+
+
+def test_doctor_on_a_device_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--device", "amd:7", "--json"]) == FINDINGS
+    [finding] = [finding for finding in json.loads(capsys.readouterr().out) if finding["severity"] == "error"
+                 and finding["check"] == "device"]
+    assert finding["what"] == "amd:7 does not open" and finding["remedy"]
+
+
+def test_doctor_replays_what_it_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = MachineSystem({**PROCESSOR, "log": "<3>[   10.0] NVRM: Xid (PCI:0000:17:00): 79, GPU has fallen off the bus."})
+    monkeypatch.setattr("devrt.cli.commands.LinuxSystem", lambda: machine)
+    recording = str(tmp_path / "machine.jsonl")
+    assert cli.main(["doctor", "--no-devices", "--record", recording]) == FINDINGS
+    first = capsys.readouterr().out
+    monkeypatch.undo()
+    assert cli.main(["doctor", "--replay", recording]) == FINDINGS
+    assert capsys.readouterr().out == first and "fell off the bus" in first
+
+
+@pytest.mark.parametrize("option", ["--replay", "--record"])
+def test_doctor_on_a_file_it_can_not_use(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--no-devices", option, str(tmp_path / "no" / "file")]) == FAILED
+    what, _ = one_sentence_and_remedy(capsys.readouterr().err)
+    assert "file can't be" in what and "ENOENT" in what
+
+
+def test_doctor_takes_less_than_a_second_and_a_half() -> None:
+    """The best of three after a first run, which compiles."""
+    def seconds() -> float:
+        start = time.perf_counter()
+        devrt_process("doctor")
+        return time.perf_counter() - start
+    assert min([seconds() for _ in range(4)][1:]) < 1.5
+
+
+def in_a_terminal(*arguments: str, **environment: str) -> str:
+    """What a command prints on a terminal."""
+    leader, follower = pty.openpty()
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "devrt.cli.main", *arguments], stdout=follower, stderr=follower,
+                                   env={**os.environ, "TERM": "xterm", **environment})
+    finally:
+        os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    except OSError:  # EIO: the last writer closed the terminal
+        pass
+    finally:
+        os.close(leader)
+        process.wait()
+    return shown.decode()
+
+
+def test_colours_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1m" in in_a_terminal()
+    assert "\x1b" not in in_a_terminal(NO_COLOR="1")
+    assert "\x1b" not in in_a_terminal(TERM="dumb")
+    assert "\x1b[1;31mdevrt:" in in_a_terminal("frobnicate")
+
+
+def test_explain_reports_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "randn(4, 4) + 1", "--json"]) == OK
+    json.loads(capsys.readouterr().out)
+    assert cli.main(["explain", "softmax("]) == FAILED
+    assert "can't be evaluated" in one_sentence_and_remedy(capsys.readouterr().err)[0]
