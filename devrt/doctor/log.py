@@ -67,6 +67,16 @@ PATTERNS = tuple(Pattern(*row) for row in (
     ("iommu-fault", ERROR, rf"(?:AMD-Vi: Event logged \[IO_PAGE_FAULT device={_PCI}|DMAR: \[DMA \w+)",
      "a device used a DMA address the IOMMU does not know", "boot with iommu=pt; update the firmware",
      "Linux drivers/iommu/amd/iommu.c, intel/dmar.c"),
+    ("kfd-atomics", ERROR, r"kfd kfd: .*skipped device [0-9a-f]{4}:[0-9a-f]{4}, PCI rejects atomics",
+     "the compute driver left a GPU out, because its slot does not pass PCIe atomics", "use a slot that is wired to the "
+     "processor, not to the chip set", "Linux drivers/gpu/drm/amd/amdkfd/kfd_device.c"),
+    ("amdgpu-bar", NOTE, rf"amdgpu {_PCI}:.*Not enough PCI address space for a large BAR", "the firmware left no room to show "
+     "the host all of the GPU's memory", "turn on above-4G decoding in the firmware set-up",
+     "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_device.c"),
+    ("machine-check", WARNING, r"mce: \[Hardware Error\]|EDAC .*(?:CE|UE) ", "the processor or its memory reported an error",
+     "test the memory; if errors come back, replace the module", "Linux arch/x86/kernel/cpu/mce/core.c, drivers/edac/edac_mc.c"),
+    ("out-of-memory", WARNING, r"(?:Out of memory|Memory cgroup out of memory): Killed process", "the kernel killed a program "
+     "for want of memory", "use smaller batches, or give the machine (or container) more memory", "Linux mm/oom_kill.c"),
 ))
 
 

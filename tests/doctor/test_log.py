@@ -37,12 +37,20 @@ LINES = {
                       "pcieport 0000:00:01.1: AER: Correctable error message received from 0000:01:00.0"],
     "iommu-fault": ["AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:03:00.0 domain=0x001a address=0x0 flags=0x0000]",
                     "DMAR: [DMA Read NO_PASID] Request device [19:00.0] fault addr 0x0"],
+    "kfd-atomics": ["kfd kfd: amdgpu: skipped device 1002:744c, PCI rejects atomics 730<0"],
+    "amdgpu-bar": ["amdgpu 0000:03:00.0: amdgpu: Not enough PCI address space for a large BAR."],
+    "machine-check": ["mce: [Hardware Error]: Machine check events logged",
+                      "EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#0_DIMM#0"],
+    "out-of-memory": ["Out of memory: Killed process 4242 (python3) total-vm:98304kB, anon-rss:65536kB",
+                      "Memory cgroup out of memory: Killed process 4242 (python3) total-vm:98304kB"],
 }
 HARMLESS = [
     "amdgpu 0000:03:00.0: amdgpu: ring gfx_0.0.0 timeout, but soft recovered",
     "NVRM: loading NVIDIA UNIX Open Kernel Module",
     "pcieport 0000:00:01.1: AER: enabled with IRQ 27",
     "DMAR: IOMMU enabled",
+    "EDAC MC0: Giving out device to module skx_edac controller Skylake Socket#0 IMC#0",
+    "kfd kfd: amdgpu: added device 1002:744c",
     "usb 1-1: new high-speed USB device",
 ]
 
