@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,10 @@ from tabulate import tabulate  # noqa: E402
 
 sys.path.insert(0, str(HERE))
 
-import devrt  # noqa: E402
-from devrt.benchmark.measure import Measurement, duration, interleave, summarise, sample  # noqa: E402
 from peer_cases import CASES, PEERS, Builder, Case, Target  # noqa: E402
+
+import devrt  # noqa: E402
+from devrt.benchmark.measure import Measurement, duration, interleave  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -86,18 +87,17 @@ def own_row(name: str, measurement: Measurement, text: str, bound: float) -> Row
 
 
 def replayed(rounds: int) -> Row:
-    """Seconds a kernel of a captured chain of 1000 that can't be fused: each divides 64 numbers by their sum."""
+    """Seconds a kernel of a captured chain of 1000: sums along rows and columns of 8x8 in turn, which can't be fused."""
     def chain(x: devrt.Array) -> devrt.Array:
-        for _ in range(1000):
-            x = x / devrt.sum(x)
+        for turn in range(1000):
+            x = x / devrt.sum(x, axis=turn % 2, keepdims=True)
         return x
-    step, x = devrt.capture(chain), devrt.asarray(np.ones(64, np.float32))
-    kernels = 1000
+    step, x = devrt.capture(chain), devrt.asarray(np.ones((8, 8), np.float32))
     step(x).wait()
     (schedule,) = step.schedules()
     kernels = len(schedule.launches)
     m = interleave({"devrt": lambda: step(x).wait()}, rounds=rounds)["devrt"]
-    each = Measurement(m.median / kernels, m.fastest / kernels, m.spread, m.samples, m.discarded, m.disturbed)
+    each = replace(m, median=m.median / kernels, fastest=m.fastest / kernels)
     return own_row(f"replay of {kernels} kernels, each", each, "<= 1 us", 1e-6)
 
 
@@ -107,11 +107,12 @@ def compiled(_: int) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=_SCRATCH.name) as cache:
         env = {**os.environ, "DEVRT_CACHE": cache}
         for state, bound in (("cold", 60e-3), ("warm disk cache", 2e-3)):
-            done = subprocess.run([sys.executable, str(HERE / "compile_times.py")], env=env, check=True, capture_output=True, text=True)
-            times = [seconds for _, _, seconds, _ in json.loads(done.stdout)]
+            command = [sys.executable, str(HERE / "compile_times.py")]
+            each = json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+            times = [seconds for _, _, seconds, _ in each]
             m = Measurement(statistics.median(times), min(times), 0.0, len(times), 0, False)
             row = own_row(f"compile a kernel, {state}", m, f"<= {duration(bound)}", bound)
-            row["each"] = json.loads(done.stdout)
+            row["each"] = each
             rows.append(row)
     return rows
 
@@ -132,15 +133,18 @@ OWN: dict[str, Callable[[int], Row | list[Row]]] = {"replay": replayed, "compile
 # Report
 
 
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True).stdout.strip()
+
+
 def environment() -> dict[str, Any]:
     """What the figures depend on."""
     cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.machine())
-    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run(["git", "-C", str(HERE), "status", "--porcelain", "devrt"], capture_output=True, text=True).stdout
+    commit, dirty = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", str(HERE.parent / "devrt"))
     versions = {p: metadata.version(p) for p in ("numpy", "torch", "tinygrad", "llvmlite")}
     return {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "cpu": cpu,
-            "cores": len(os.sched_getaffinity(0)), "threads": THREADS, "commit": commit + ("+changes" if dirty.strip() else ""),
+            "cores": len(os.sched_getaffinity(0)), "threads": THREADS, "commit": commit + ("+changes" if dirty else ""),
             "python": platform.python_version(), **versions, "load": " ".join(f"{x:.2f}" for x in os.getloadavg())}
 
 
@@ -187,8 +191,9 @@ def notes(rows: list[Row]) -> list[str]:
 
 def markdown(env: dict[str, Any], rows: list[Row]) -> str:
     facts = ", ".join(f"{k} {v}" for k, v in env.items() if k not in ("date", "cpu"))
-    return (f"# devrt beside its peers on the CPU\n\n{env['date']}, {env['cpu']}: {facts}.\nMade by `python bench/peers.py --write`; "
-            f"raw figures in `cpu-peers.json`.\n\n{table(rows, 'pipe')}\n\n" + "\n".join(f"- {n}" for n in notes(rows)) + "\n")
+    return (f"# devrt beside its peers on the CPU\n\n{env['date']}, {env['cpu']}: {facts}.\n"
+            "Made by `python bench/peers.py --write`; raw figures in `cpu-peers.json`.\n\n"
+            f"{table(rows, 'pipe')}\n\n" + "\n".join(f"- {n}" for n in notes(rows)) + "\n")
 
 
 def main() -> int:

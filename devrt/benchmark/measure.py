@@ -16,6 +16,8 @@ from dataclasses import dataclass
 LEAST = 5  # samples a median is taken of
 SETTLE_S = 0.03  # idle threads of OpenMP and OpenBLAS spin for up to 25 ms before they leave their core to others
 TURN_S = 0.02  # what one turn of an interleaved run should at least measure
+SLOW_S = 0.5  # a call that takes longer needs no warming and is its turn's sample
+SLOW_ROUNDS = 3  # the rounds it takes part in
 
 Run = Callable[[], object]
 
@@ -92,20 +94,30 @@ def interleave(runs: Mapping[str, Run], *, rounds: int, pause: float = SETTLE_S,
     """Measure several pieces of work side by side: in every round each has one turn, so that noise hits all alike.
 
     A turn waits for the threads of the one before to leave, makes one call that does not count, then times about 20 ms.
-    The order turns round by one from round to round.
+    The order turns round by one from round to round. Calls of more than half a second count from the first on, in three
+    rounds.
     """
     names = list(runs)
     samples: dict[str, list[Sample]] = {name: [] for name in names}
+    slow: set[str] = set()
     for turn in range(rounds):
         for name in names[turn % len(names):] + names[:turn % len(names)]:
+            if name in slow and turn >= SLOW_ROUNDS:
+                continue
             time.sleep(pause)
-            run = runs[name]
-            warm = sample(run).seconds
-            calls = calls_for(warm)
-            for _ in range(max(1, min(20, int(TURN_S / max(warm * calls, 1e-9))))):
-                samples[name].append(sample(run, calls))
+            samples[name] += _turn(runs[name])
+            if samples[name][-1].seconds > SLOW_S:
+                slow.add(name)
             progress()
     return {name: summarise(found) for name, found in samples.items()}
+
+
+def _turn(run: Run) -> list[Sample]:
+    warm = sample(run)
+    if warm.seconds > SLOW_S:
+        return [warm]
+    calls = calls_for(warm.seconds)
+    return [sample(run, calls) for _ in range(max(1, min(20, int(TURN_S / max(warm.seconds * calls, 1e-9)))))]
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,142 @@
+"""`devrt bench`: measure, print a table, write JSON and a roofline."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+import devrt
+from devrt import registry
+from devrt.benchmark.cases import Case, cases
+from devrt.benchmark.measure import Measurement, duration, measure, rate
+from devrt.benchmark.roofline import draw
+from devrt.device import Device, Properties, Unsupported
+
+SECONDS, QUICK_SECONDS = 0.5, 0.08
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured case: per piece of work, not per run."""
+
+    group: str
+    name: str
+    flops: float
+    nbytes: float
+    measurement: Measurement
+    share: float | None  # of what the device's measured limits allow; None where no limit applies or is known
+    bound: str  # the limit: "compute", "memory" or ""
+
+    @property
+    def flops_per_s(self) -> float:
+        return self.flops / self.measurement.median
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.nbytes / self.measurement.median
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """The command line's entry: args.quick, json, plot, device, filter. Returns the exit code."""
+    device = registry.open(args.device)
+    records, skipped = run_cases(device, args.quick, args.filter or (), _progress)
+    if args.json:
+        print(json.dumps(report(device, records, skipped), indent=1))
+    else:
+        print(heading(device.properties))
+        print(table(records))
+        for name, why in skipped:
+            print(f"not measured: {name}: {why}")
+    if args.plot:
+        Path(args.plot).write_text(plot(device.properties, records))
+    return 0
+
+
+def run_cases(device: Device, quick: bool, filters: Sequence[str],
+              progress: Callable[[int, int, str], None]) -> tuple[list[Record], list[tuple[str, str]]]:
+    """(records, (title, reason) of what the device can't do) for the cases whose title contains one of `filters`."""
+    calibrate = getattr(device, "calibrate", None)  # virtual devices have no speed to measure
+    p: Properties = calibrate() if calibrate is not None else device.properties
+    wanted = [c for c in cases(quick) if not filters or any(f in c.title for f in filters)]
+    records: list[Record] = []
+    skipped: list[tuple[str, str]] = []
+    for n, c in enumerate(wanted):
+        progress(n, len(wanted), c.title)
+        try:
+            run = c.build(device)
+            records.append(record(c, measure(run, seconds=QUICK_SECONDS if quick else SECONDS), p))
+        except Unsupported as e:
+            skipped.append((c.title, str(e).splitlines()[0]))
+    progress(len(wanted), len(wanted), "")
+    return records, skipped
+
+
+def record(c: Case, m: Measurement, p: Properties) -> Record:
+    """What was measured, judged by the device's limits."""
+    m = dataclasses.replace(m, median=m.median / c.each, fastest=m.fastest / c.each)
+    share, bound = judge(c.flops, c.nbytes, m.median, p)
+    return Record(c.group, c.name, c.flops, c.nbytes, m, share, bound)
+
+
+def judge(flops: float, nbytes: float, seconds: float, p: Properties) -> tuple[float | None, str]:
+    """(share of the limit, which limit): the roofline's time over the measured one. Work that stays in a cache may
+    exceed the memory limit."""
+    compute = flops / p.peak_f32_flops_per_s if p.peak_f32_flops_per_s else 0.0
+    memory = nbytes / p.memory_bytes_per_s if p.memory_bytes_per_s else 0.0
+    if not compute and not memory:
+        return None, ""
+    return max(compute, memory) / seconds, "compute" if compute > memory else "memory"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output
+
+
+def heading(p: Properties) -> str:
+    limits = f"{rate(p.peak_f32_flops_per_s, 'FLOP/s')} f32, {rate(p.memory_bytes_per_s, 'B/s')}"
+    return f"{p.name}, {p.compute_units} units; measured limits: {limits if p.memory_bytes_per_s else 'not known'}"
+
+
+def table(records: Sequence[Record]) -> str:
+    rows = []
+    for r in records:
+        m = r.measurement
+        rows.append([r.group, r.name, duration(m.median), duration(m.fastest), f"{m.spread:.0%}{'*' if m.disturbed else ''}",
+                     rate(r.flops_per_s, "FLOP/s") if r.flops else "", rate(r.bytes_per_s, "B/s") if r.nbytes else "",
+                     "" if r.share is None else f"{r.share:.0%} of {r.bound}"])
+    text = tabulate(rows, ["", "work", "median", "fastest", "spread", "FLOP/s", "bytes/s", "of the limit"],
+                    tablefmt="simple", disable_numparse=True, colalign=("left", "left", *["right"] * 6))
+    disturbed = any(r.measurement.disturbed for r in records)
+    return text + ("\n* too few samples were undisturbed: other programs took cores" if disturbed else "")
+
+
+def report(device: Device, records: Sequence[Record], skipped: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The results as JSON."""
+    return {"devrt": devrt.__version__, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "host": platform.node(), "load": list(os.getloadavg()), "device": device.uri,
+            "properties": {k: sorted(v) if isinstance(v, frozenset) else v
+                           for k, v in dataclasses.asdict(device.properties).items()},
+            "records": [dataclasses.asdict(r) for r in records],
+            "skipped": [{"title": title, "reason": why} for title, why in skipped]}
+
+
+def plot(p: Properties, records: Sequence[Record]) -> str:
+    """The roofline of the records that have FLOPs."""
+    points = [(f"{r.group} {r.name}", r.flops / r.nbytes, r.flops_per_s) for r in records if r.flops and r.nbytes]
+    return draw(p.name, p.peak_f32_flops_per_s, p.memory_bytes_per_s, points)
+
+
+def _progress(done: int, total: int, title: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{f'{done}/{total} {title}' if title else ''}", end="", file=sys.stderr, flush=True)

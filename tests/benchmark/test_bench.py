@@ -1,0 +1,82 @@
+"""`devrt bench`: what it measures, how it judges, what it prints. No test looks at a time."""
+
+import argparse
+import dataclasses
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import devrt
+from devrt.benchmark.cases import Case, cases
+from devrt.benchmark.main import judge, run_bench, run_cases, table
+from devrt.benchmark.roofline import draw
+from devrt.device import Properties, Unsupported
+
+PEAKS = Properties("test", "host", "x86-64", 2, 16, 1 << 30, 1 << 20, peak_f32_flops_per_s=100e9, memory_bytes_per_s=10e9)
+
+
+def arguments(**more) -> argparse.Namespace:
+    return argparse.Namespace(**{"quick": True, "json": False, "plot": None, "device": "cpu", "filter": []} | more)
+
+
+def test_judged_by_whichever_limit_takes_longer():
+    assert judge(100e9, 1e9, 2.0, PEAKS) == (pytest.approx(0.5), "compute")
+    assert judge(1e9, 10e9, 4.0, PEAKS) == (pytest.approx(0.25), "memory")
+
+
+def test_nothing_is_judged_without_limits_or_work():
+    assert judge(0.0, 0.0, 1.0, PEAKS) == (None, "")
+    assert judge(1e9, 1e9, 1.0, dataclasses.replace(PEAKS, peak_f32_flops_per_s=0.0, memory_bytes_per_s=0.0)) == (None, "")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_titles_are_unique_and_work_is_counted(quick):
+    found = cases(quick)
+    titles = [c.title for c in found]
+    assert len(set(titles)) == len(titles)
+    assert all(c.nbytes or c.group == "launch" for c in found)
+
+
+@pytest.mark.parametrize("case", cases(quick=True), ids=lambda c: c.title)
+def test_every_quick_case_runs(case):
+    run = case.build(devrt.open("cpu"))
+    run()
+    run()
+
+
+def test_bench_prints_a_table_and_draws(capsys, tmp_path):
+    picture = tmp_path / "roofline.svg"
+    assert run_bench(arguments(filter=["gemv: float32", "launch: submit"], plot=str(picture))) == 0
+    text = capsys.readouterr().out
+    assert "submit and wait" in text and "float32 2048x2048" in text and "measured limits" in text
+    assert len([e for e in ET.parse(picture).iter() if e.tag.endswith("circle")]) == 1
+
+
+def test_bench_prints_json(capsys):
+    assert run_bench(arguments(filter=["copy: 64 KiB"], json=True)) == 0
+    found = json.loads(capsys.readouterr().out)
+    (record,) = found["records"]
+    assert record["group"] == "copy" and record["nbytes"] == 2 << 16 and record["measurement"]["median"] > 0
+    assert found["device"] == "cpu"
+
+
+def test_what_a_device_cannot_do_is_named(monkeypatch):
+    def refuse(device):
+        raise Unsupported("no such thing")
+    monkeypatch.setattr("devrt.benchmark.main.cases", lambda quick: [Case("op", "impossible", refuse)])
+    records, skipped = run_cases(devrt.open("cpu"), True, (), lambda *_: None)
+    assert not records and skipped[0][0] == "op: impossible" and "no such thing" in skipped[0][1]
+    assert table(records)
+
+
+def test_the_roofline_holds_every_point_inside_its_frame():
+    points = [("low", 0.01, 1e8), ("high", 1e4, 99e9), ("<&>", 10.0, 5e9)]
+    root = ET.fromstring(draw("a <b>", 100e9, 10e9, points))
+    circles = [e for e in root.iter() if e.tag.endswith("circle")]
+    assert len(circles) == 3
+    assert all(80 <= float(c.get("cx")) <= 700 and 50 <= float(c.get("cy")) <= 500 for c in circles)
+
+
+def test_a_roofline_without_limits_has_no_roof():
+    assert "polyline" not in draw("unknown", 0.0, 0.0, [("x", 1.0, 1e9)])
