@@ -24,15 +24,23 @@ class Severity(enum.IntEnum):
 
 OK, NOTE, WARNING, ERROR = Severity  # checks read better without the prefix
 
+
 @dataclass(frozen=True)
 class Finding:
-    """One result of one check. `check` is a stable name; `remedy` is a command or an action, "" when none is needed."""
+    """One result of one check. `check` is a stable name; `remedy` is a command or an action, "" when none is needed.
+
+    Texts become one printable line: they quote files and log lines that others wrote, and a terminal obeys what it is sent.
+    """
 
     check: str
     severity: Severity
     what: str
     evidence: str = ""
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("what", "evidence", "remedy"):
+            object.__setattr__(self, name, _printable(getattr(self, name)))
 
     def as_dict(self) -> dict[str, str]:
         return {"check": self.check, "severity": str(self.severity), "what": self.what, "evidence": self.evidence,
@@ -94,3 +102,9 @@ class Reader:
 
 def last_part(path: str | None) -> str:
     return path.rstrip("/").rpartition("/")[2] if path else ""
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

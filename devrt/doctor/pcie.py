@@ -92,7 +92,7 @@ def _hops(reader: Reader, gpu: Gpu) -> list[tuple[str, str]]:
 
 def _read(reader: Reader, address: str) -> _Link:
     def number(name: str) -> float:
-        match = re.match(r"(\d+(?:\.\d+)?)", reader.text(f"{PCI}/{address}/{name}") or "")
+        match = re.match(r"(\d{1,6}(?:\.\d{1,6})?)(?!\d)", reader.text(f"{PCI}/{address}/{name}") or "")
         return float(match[1]) if match else 0.0
     # 255 lanes is what the kernel prints for a link it can't read.
     width, most = (int(number(f"{which}_link_width")) % 255 for which in ("current", "max"))

@@ -43,8 +43,8 @@ class Call:
 
     def json(self) -> str:
         """One line, without the members that say nothing."""
-        return json.dumps({name: value for name, value in dataclasses.asdict(self).items()
-                           if name in ("name", "arguments", "ns") or value not in (None, 0, {})})
+        return json.dumps({name: value for name, value in vars(self).items()
+                           if not (value is None or value == {} and name != "arguments" or name == "errno" and not value)})
 
     def __str__(self) -> str:
         """One line for people: `ioctl(/dev/kfd, AMDKFD_IOC_GET_VERSION major_version=0) = 0 major_version=1, 1.2 us`."""
@@ -208,7 +208,8 @@ def encode(result: Any) -> Any:
     if isinstance(result, bytes):
         return result.hex()
     if isinstance(result, (FileStat, Host)):
-        return dataclasses.asdict(result)
+        fields = dataclasses.asdict(result)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     if isinstance(result, list) and result and isinstance(result[0], LogLine):
         return [[line.level, line.seconds, line.text] for line in result]
     return result

@@ -93,8 +93,8 @@ class ReplayingSystem:
             data = bytes.fromhex(call.out["pointed"].get(name) or "")[:length]
             view(address, len(data))[:] = data
         _raise(call)
-        value = call.result if call.result is not None else 0
-        return value
+        result: int = call.result
+        return result
 
     def mmap(self, fd: int, length: int, prot: int, flags: int, offset: int = 0, address: int = 0) -> int:
         with self._lock:
@@ -222,7 +222,8 @@ class ReplayingSystem:
 
 def _raise(call: Call) -> None:
     if call.errno:
-        raise OSError(call.errno, os.strerror(call.errno), call.arguments.get("path"))
+        path = None if "fd" in call.arguments else call.arguments.get("path")  # as Python reports it: calls on an fd name none
+        raise OSError(call.errno, os.strerror(call.errno), path)
 
 
 def _address_bytes(table: Uapi, request: int) -> list[tuple[int, int]]:
