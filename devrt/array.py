@@ -183,10 +183,10 @@ class Array:
         import devrt
         return devrt
 
-    def __neg__(self) -> Array: return _f().negative(self)
+    def __neg__(self) -> Array: return _call("negative", self)
     def __pos__(self) -> Array: return self
-    def __abs__(self) -> Array: return _f().abs(self)
-    def __invert__(self) -> Array: return _f().bitwise_invert(self)
+    def __abs__(self) -> Array: return _call("abs", self)
+    def __invert__(self) -> Array: return _call("bitwise_invert", self)
 
     def __add__(self, other: Array | Scalar) -> Array: return _binary("add", self, other)
     def __radd__(self, other: Array | Scalar) -> Array: return _binary("add", other, self)
@@ -226,19 +226,20 @@ class Array:
         return self if dtype is self.dtype else Array(make(Op.CAST, (self.node,), dtype))
 
     def reshape(self, *shape: int | Sequence[int]) -> Array:
-        return _f().reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        return _call("reshape", self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
-    def sum(self, axis: int | Sequence[int] | None = None, *, dtype: DType | None = None, keepdims: builtins.bool = False) -> Array:
-        return _f().sum(self, axis=axis, dtype=dtype, keepdims=keepdims)
+    def sum(self, axis: int | Sequence[int] | None = None, *, dtype: DType | None = None,
+            keepdims: builtins.bool = False) -> Array:
+        return _call("sum", self, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def mean(self, axis: int | Sequence[int] | None = None, *, keepdims: builtins.bool = False) -> Array:
-        return _f().mean(self, axis=axis, keepdims=keepdims)
+        return _call("mean", self, axis=axis, keepdims=keepdims)
 
     def max(self, axis: int | Sequence[int] | None = None, *, keepdims: builtins.bool = False) -> Array:
-        return _f().max(self, axis=axis, keepdims=keepdims)
+        return _call("max", self, axis=axis, keepdims=keepdims)
 
     def min(self, axis: int | Sequence[int] | None = None, *, keepdims: builtins.bool = False) -> Array:
-        return _f().min(self, axis=axis, keepdims=keepdims)
+        return _call("min", self, axis=axis, keepdims=keepdims)
 
     # ----- indexing
 
@@ -270,13 +271,16 @@ class Array:
         if any(count == 0 for count in block):
             return
         inside = make(Op.PAD, (fill(True, dt.bool_, block),), (pads, False))
-        padded = make(Op.PAD, (spread,), (pads, 0.0 if self.dtype.is_float else False if self.dtype.kind == "bool" else 0))
+        zero = 0.0 if self.dtype.is_float else False if self.dtype.kind == "bool" else 0
+        padded = make(Op.PAD, (spread,), (pads, zero))
         self.node = make(Op.WHERE, (inside, padded, self.node))
 
 
-def _f() -> Any:
+def _call(name: str, *arguments: Any, **options: Any) -> Array:
+    """devrt.functions.<name>, which is written in terms of this module."""
     from devrt import functions
-    return functions
+    result: Array = getattr(functions, name)(*arguments, **options)
+    return result
 
 
 def _binary(name: str, left: object, right: object) -> Array:
@@ -285,11 +289,10 @@ def _binary(name: str, left: object, right: object) -> Array:
     for x in (left, right):
         if not isinstance(x, (Array, builtins.bool, int, float)):
             if not hasattr(x, "__array__") and not hasattr(x, "__dlpack__"):
-                return NotImplemented
+                return NotImplemented  # type: ignore[no-any-return]
             x = asarray(x)
         sides.append(x)
-    result: Array = getattr(_f(), name)(*sides)
-    return result
+    return _call(name, *sides)
 
 
 def realize(*arrays: Array) -> None:
@@ -302,7 +305,8 @@ def realize(*arrays: Array) -> None:
 # Construction
 
 
-def asarray(obj: Any, /, *, dtype: DType | None = None, device: str | None = None, copy: builtins.bool | None = None) -> Array:
+def asarray(obj: Any, /, *, dtype: DType | None = None, device: str | None = None,
+            copy: builtins.bool | None = None) -> Array:
     """`obj` (an Array, ndarray, DLPack exporter, nested sequence or scalar) as an Array.
 
     copy: None copies only where it must, True always, False never (InvalidArgument where it must). A C-contiguous
@@ -319,12 +323,14 @@ def asarray(obj: Any, /, *, dtype: DType | None = None, device: str | None = Non
         out = from_dlpack(obj, copy=copy)
         return out if dtype is None else out.astype(dtype)
     if isinstance(obj, (builtins.bool, int, float)) and not isinstance(obj, np.generic):
-        d = dtype or (dt.bool_ if isinstance(obj, builtins.bool) else default_int if isinstance(obj, int) else default_float)
+        d = dtype or (dt.bool_ if isinstance(obj, builtins.bool) else default_int if isinstance(obj, int)
+                      else default_float)
         return Array(fill(obj, d, ()))
     try:
         array = np.asarray(obj)
     except ValueError as e:
-        raise InvalidArgument("this is no array", evidence=str(e), remedy="nested sequences must be of equal lengths") from e
+        raise InvalidArgument("this is no array", evidence=str(e),
+                              remedy="nested sequences must be of equal lengths") from e
     if not isinstance(obj, (np.ndarray, np.generic)) and array.dtype == np.float64 and dtype is None:
         array = array.astype(np.float32)
     source = _dtype_of(array)
@@ -349,7 +355,8 @@ def _wrapped(raw: np.ndarray[Any, Any], dtype: DType, device: str | None, copy: 
     native = raw.dtype.newbyteorder("=")
     dense = raw.flags.c_contiguous and raw.flags.aligned and raw.dtype == native
     if not dense and copy is False:
-        raise InvalidArgument("this array cannot be read in place", evidence=f"strides {raw.strides}, dtype {raw.dtype}",
+        raise InvalidArgument("this array cannot be read in place",
+                              evidence=f"strides {raw.strides}, dtype {raw.dtype}",
                               remedy="pass copy=None, or an aligned C-contiguous array")
     held = raw if dense and not copy else np.array(raw, dtype=native, order="C", copy=True)
     target = registry.open(device or "cpu")

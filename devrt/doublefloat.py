@@ -95,4 +95,5 @@ def divide(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     return DoubleFloat(*quick_two_sum(q, rest.high / b.high))
 
 
-__all__ = ["DoubleFloat", "add", "divide", "from_float32", "from_float64", "multiply", "quick_two_sum", "two_product", "two_sum"]
+__all__ = ["DoubleFloat", "add", "divide", "from_float32", "from_float64", "multiply", "quick_two_sum", "two_product",
+           "two_sum"]

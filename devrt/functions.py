@@ -57,7 +57,8 @@ def arange(start: Scalar, /, stop: Scalar | None = None, step: Scalar = 1, *, dt
     return (index.astype(wide) * float(step) + float(start)).astype(d)
 
 
-def linspace(start: float, stop: float, /, num: int, *, dtype: DType = default_float, endpoint: builtins.bool = True) -> Array:
+def linspace(start: float, stop: float, /, num: int, *, dtype: DType = default_float,
+             endpoint: builtins.bool = True) -> Array:
     """`num` evenly spaced values; the last is `stop` itself if endpoint."""
     if num < 0:
         raise InvalidArgument("linspace needs num >= 0")
@@ -96,7 +97,9 @@ def _indices(x: Array) -> tuple[Array, Array]:
 
 
 def _floating(x: Array) -> Array:
-    return x if x.dtype.is_float and not x.dtype.storage else x.astype(dt.compute_type(x.dtype) if x.dtype.is_float else default_float)
+    if not x.dtype.is_float:
+        return x.astype(default_float)
+    return x.astype(dt.compute_type(x.dtype)) if x.dtype.storage else x
 
 
 def _primitive(op: Op, x: Array, arg: object = None) -> Array:
@@ -142,7 +145,8 @@ def divide(a: Array | Scalar, b: Array | Scalar, /) -> Array:
     """True division; integers become float32 (64-bit ones float64)."""
     x, y = operands(a, b)
     if not x.dtype.is_float:
-        wide = dt.float64 if x.dtype.bits == 64 and x.dtype.kind != "bool" and isinstance(a, Array) and isinstance(b, Array) else default_float
+        both = isinstance(a, Array) and isinstance(b, Array)
+        wide = dt.float64 if x.dtype.bits == 64 and both else default_float
         x, y = x.astype(wide), y.astype(wide)
     return Array(make(Op.DIV, (x.node, y.node)))
 
@@ -206,7 +210,9 @@ def pow(a: Array | Scalar, b: Array | Scalar, /) -> Array:
             return _power(x, b)
         return _derived(derived.pow, x, y)
     if isinstance(b, int):
-        return _power(x, b) if b >= 0 else where(x == 1, 1, where(x == -1, 1 - 2 * (b & 1), 0) if x.dtype.is_signed else 0)
+        if b >= 0:
+            return _power(x, b)
+        return where(x == 1, ones_like(x), where(x == -1, 1 - 2 * (b & 1), zeros_like(x)) if x.dtype.is_signed else 0)
     result, square = ones_like(x), x
     for bit in range(x.dtype.bits - x.dtype.is_signed):
         result = where(bitwise_and(bitwise_right_shift(y, bit), 1) == 1, result * square, result)
@@ -371,7 +377,8 @@ def flip(x: Array, /, *, axis: int | Sequence[int] | None = None) -> Array:
     axes = _axes(axis, x.ndim)
     if x.size == 0:
         return x
-    return Array(make(Op.SLICE, (x.node,), tuple((n - 1, n, -1) if a in axes else (0, n, 1) for a, n in enumerate(x.shape))))
+    slices = tuple((n - 1, n, -1) if a in axes else (0, n, 1) for a, n in enumerate(x.shape))
+    return Array(make(Op.SLICE, (x.node,), slices))
 
 
 def pad(x: Array, /, widths: Sequence[tuple[int, int]], *, value: Scalar = 0) -> Array:
@@ -387,7 +394,9 @@ def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
     if axis is None:
         arrays, axis = [reshape(a, (-1,)) for a in arrays], 0
     at = _axis(axis, arrays[0].ndim)
-    if builtins.any(a.ndim != arrays[0].ndim or a.shape[:at] + a.shape[at + 1:] != arrays[0].shape[:at] + arrays[0].shape[at + 1:] for a in arrays):
+    if builtins.any(a.ndim != arrays[0].ndim
+                    or a.shape[:at] + a.shape[at + 1:] != arrays[0].shape[:at] + arrays[0].shape[at + 1:]
+                    for a in arrays):
         raise InvalidArgument(f"shapes {[list(a.shape) for a in arrays]} differ beside axis {at}")
     dtype = arrays[0].dtype
     for a in arrays[1:]:
@@ -445,7 +454,7 @@ def tile(x: Array, repetitions: Sequence[int], /) -> Array:
 
 def take(x: Array, indices: Array, /, *, axis: int = 0) -> Array:
     """Rows by index along an axis; negative indexes count from the end, others are clipped."""
-    return x[tuple([slice(None)] * _axis(axis, x.ndim)) + (asarray(indices),)]
+    return x[(*([slice(None)] * _axis(axis, x.ndim)), asarray(indices))]
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
@@ -495,12 +504,14 @@ def _accumulator(x: Array, dtype: DType | None) -> DType:
     return dt.uint64 if x.dtype.kind == "uint" else dt.int64
 
 
-def sum(x: Array, /, *, axis: int | Sequence[int] | None = None, dtype: DType | None = None, keepdims: builtins.bool = False) -> Array:
+def sum(x: Array, /, *, axis: int | Sequence[int] | None = None, dtype: DType | None = None,
+        keepdims: builtins.bool = False) -> Array:
     """Sum in the fixed order of docs/numerics.md. Integers are summed in 64 bits, float16 and bfloat16 in float32."""
     return _reduce("sum", x.astype(_accumulator(x, dtype)), axis, keepdims)
 
 
-def prod(x: Array, /, *, axis: int | Sequence[int] | None = None, dtype: DType | None = None, keepdims: builtins.bool = False) -> Array:
+def prod(x: Array, /, *, axis: int | Sequence[int] | None = None, dtype: DType | None = None,
+         keepdims: builtins.bool = False) -> Array:
     return _reduce("prod", x.astype(_accumulator(x, dtype)), axis, keepdims)
 
 
@@ -520,7 +531,8 @@ def all(x: Array, /, *, axis: int | Sequence[int] | None = None, keepdims: built
     return _logical("min", x, axis, keepdims, True)
 
 
-def _logical(kind: str, x: Array, axis: int | Sequence[int] | None, keepdims: builtins.bool, of_none: builtins.bool) -> Array:
+def _logical(kind: str, x: Array, axis: int | Sequence[int] | None, keepdims: builtins.bool,
+             of_none: builtins.bool) -> Array:
     axes = _axes(axis, x.ndim)
     if builtins.any(x.shape[a] == 0 for a in axes):
         return full([1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes], of_none)
@@ -535,7 +547,8 @@ def mean(x: Array, /, *, axis: int | Sequence[int] | None = None, keepdims: buil
     return (sum(wide, axis=axis, keepdims=keepdims) / float(count)).astype(d)
 
 
-def var(x: Array, /, *, axis: int | Sequence[int] | None = None, correction: float = 0.0, keepdims: builtins.bool = False) -> Array:
+def var(x: Array, /, *, axis: int | Sequence[int] | None = None, correction: float = 0.0,
+        keepdims: builtins.bool = False) -> Array:
     """Mean squared distance from the mean, in two passes."""
     d = x.dtype if x.dtype.is_float and not x.dtype.storage else default_float
     wide = x.astype(dt.compute_type(d))
@@ -544,7 +557,8 @@ def var(x: Array, /, *, axis: int | Sequence[int] | None = None, correction: flo
     return (sum(off * off, axis=axis, keepdims=keepdims) / builtins.max(count - correction, 0.0)).astype(d)
 
 
-def std(x: Array, /, *, axis: int | Sequence[int] | None = None, correction: float = 0.0, keepdims: builtins.bool = False) -> Array:
+def std(x: Array, /, *, axis: int | Sequence[int] | None = None, correction: float = 0.0,
+        keepdims: builtins.bool = False) -> Array:
     return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
 

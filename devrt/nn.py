@@ -120,7 +120,8 @@ def cross_entropy(logits: Array, labels: Array, /, *, chunks: int = 1) -> Array:
 # ----- norms
 
 
-def rms_norm(x: Array, weight: Array | None = None, /, *, eps: float = 1e-6, cast: Literal["last", "before_weight"] = "last") -> Array:
+def rms_norm(x: Array, weight: Array | None = None, /, *, eps: float = 1e-6,
+             cast: Literal["last", "before_weight"] = "last") -> Array:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32.
 
     cast "last" rounds to x's type after the weight; "before_weight" rounds first and multiplies in x's type: models differ
@@ -165,7 +166,8 @@ def rope_tables(positions: Array, depth: int, /, *, theta: float = 10000.0) -> t
     """(cos, sin) float32 [.., depth/2] for integer positions [..]. Positions stay integer, angles float32: in bfloat16
     positions 8189, 8190 and 8191 would all be 8192."""
     if not positions.dtype.is_int or depth % 2:
-        raise InvalidArgument("RoPE takes integer positions and an even depth", evidence=f"{positions.dtype}, depth {depth}")
+        raise InvalidArgument("RoPE takes integer positions and an even depth",
+                              evidence=f"{positions.dtype}, depth {depth}")
     import numpy as np
 
     from devrt.array import asarray
@@ -187,8 +189,8 @@ def rope(x: Array, cos: Array, sin: Array, /, *, backward: bool = False) -> Arra
 # ----- attention and linear layers
 
 
-def attention(q: Array, k: Array, v: Array, /, *, causal: bool = False, window: int | None = None, scale: float | None = None,
-              cap: float | None = None) -> Array:
+def attention(q: Array, k: Array, v: Array, /, *, causal: bool = False, window: int | None = None,
+              scale: float | None = None, cap: float | None = None) -> Array:
     """softmax(scale * q k^T) v. q [.., h, t, d], k [.., g, s, d], v [.., g, s, e] with h a multiple of g (grouped heads).
 
     causal: query i sees keys up to i + s - t. window: at most the last `window` of those (inclusive bound). cap: soft-cap
@@ -234,7 +236,8 @@ def quantise(weight: Array, bits: Literal[8, 4] = 8, /, *, group: int | None = N
     n, k = weight.shape
     size = k if group is None else group
     if bits not in (8, 4) or k % size:
-        raise InvalidArgument(f"quantise to 8 or 4 bits in groups that divide {k}", evidence=f"bits {bits}, group {group}")
+        raise InvalidArgument(f"quantise to 8 or 4 bits in groups that divide {k}",
+                              evidence=f"bits {bits}, group {group}")
     top = float((1 << (bits - 1)) - 1)
     blocks = reshape(_wide(weight), (n, k // size, size))
     scale = max(abs(blocks), axis=-1, keepdims=True) / top
@@ -271,5 +274,6 @@ def sample(logits: Array, /, *, temperature: Scalar = 1.0, seed: int, stream: in
 
 
 __all__ = ["attention", "cross_entropy", "embedding", "gelu", "layer_norm", "linear", "log_softmax", "logsumexp",
-           "quantise", "quantised_linear", "relu", "rms_norm", "rms_norm_backward", "rope", "rope_tables", "sample", "silu",
+           "quantise", "quantised_linear", "relu", "rms_norm", "rms_norm_backward", "rope", "rope_tables", "sample",
+           "silu",
            "soft_cap", "softmax", "squared_relu", "swiglu"]

@@ -18,20 +18,25 @@ from tests.array.reference import ARITHMETIC, SIZES, array, numbers, same, value
 @pytest.mark.parametrize("d", dt.ALL, ids=str)
 def test_filled(d: DType) -> None:
     like = array(numbers(dt.int8, (2, 3)))
-    for got, want in [(devrt.zeros((2, 3), dtype=d), 0), (devrt.ones((2, 3), dtype=d), 1), (devrt.full((2, 3), 3, dtype=d), 3),
-                      (devrt.zeros_like(like, dtype=d), 0), (devrt.ones_like(like, dtype=d), 1), (devrt.full_like(like, 2, dtype=d), 2)]:
+    for got, want in [(devrt.zeros((2, 3), dtype=d), 0), (devrt.ones((2, 3), dtype=d), 1),
+                      (devrt.full((2, 3), 3, dtype=d), 3),
+                      (devrt.zeros_like(like, dtype=d), 0), (devrt.ones_like(like, dtype=d), 1),
+                      (devrt.full_like(like, 2, dtype=d), 2)]:
         assert got.shape == (2, 3) and got.dtype is d
-        np.testing.assert_array_equal(value(got).astype(float), np.full((2, 3), bool(want) if d.kind == "bool" else want))
+        np.testing.assert_array_equal(value(got).astype(float),
+                                      np.full((2, 3), bool(want) if d.kind == "bool" else want))
     assert devrt.empty(5, dtype=d).shape == (5,) and devrt.zeros((), dtype=d).item() == 0
 
 
 def test_default_types() -> None:
     assert [devrt.full(1, v).dtype for v in (True, 1, 1.0)] == [dt.bool_, dt.int64, dt.float32]
-    assert [devrt.asarray(v).dtype for v in (True, 1, 1.0, [1, 2], [1.0], [True])] == [dt.bool_, dt.int64, dt.float32, dt.int64, dt.float32, dt.bool_]
-    assert devrt.arange(3).dtype is dt.int64 and devrt.arange(3.0).dtype is dt.float32 and devrt.linspace(0, 1, 3).dtype is dt.float32
+    assert [devrt.asarray(v).dtype for v in (True, 1, 1.0)] == [dt.bool_, dt.int64, dt.float32]
+    assert [devrt.asarray([v]).dtype for v in (True, 1, 1.0)] == [dt.bool_, dt.int64, dt.float32]
+    assert [x.dtype for x in (devrt.arange(3), devrt.arange(3.0), devrt.linspace(0, 1, 3))] == [dt.int64, dt.float32, dt.float32]
 
 
-@pytest.mark.parametrize("arguments", [(5,), (0,), (2, 9), (9, 2), (9, 2, -2), (0, 10, 3), (0.0, 1.0, 0.25), (5.0,), (1, 2, 0.1), (-3,)], ids=str)
+@pytest.mark.parametrize("arguments", [(5,), (0,), (2, 9), (9, 2), (9, 2, -2), (0, 10, 3), (0.0, 1.0, 0.25), (5.0,),
+                                       (1, 2, 0.1), (-3,)], ids=str)
 def test_arange(arguments: tuple[Any, ...]) -> None:
     want = np.arange(*arguments)
     want = want.astype(np.float32) if want.dtype.kind == "f" else want
@@ -46,7 +51,8 @@ def test_arange_types(d: DType) -> None:
 def test_linspace_and_eye() -> None:
     for arguments in ((0, 1, 5), (0, 1, 1), (0, 1, 0), (-3, 3, 101), (5, -5, 11)):
         same(devrt.linspace(*arguments), np.linspace(*arguments, dtype=np.float32), rtol=1e-6, atol=1e-6)
-        same(devrt.linspace(*arguments, endpoint=False), np.linspace(*arguments, endpoint=False, dtype=np.float32), rtol=1e-6, atol=1e-6)
+        same(devrt.linspace(*arguments, endpoint=False), np.linspace(*arguments, endpoint=False, dtype=np.float32),
+             rtol=1e-6, atol=1e-6)
     assert devrt.linspace(0, 0.3, 7)[-1].item() == np.float32(0.3)
     same(devrt.eye(4), np.eye(4, dtype=np.float32))
     same(devrt.eye(3, 5, k=1), np.eye(3, 5, 1, dtype=np.float32))
@@ -86,7 +92,8 @@ def test_copied_where_it_must_be() -> None:
     bytes_ = np.zeros(4 * 10 + 1, np.uint8)
     odd = bytes_[1:].view(np.float32)
     odd[:] = np.arange(10)
-    for view in (a.T, a[::2], a[:, 1:3], a[::-1], a.astype(">f4"), np.broadcast_to(a, (2, 4, 6)), np.asfortranarray(a), odd):
+    for view in (a.T, a[::2], a[:, 1:3], a[::-1], a.astype(">f4"), np.broadcast_to(a, (2, 4, 6)), np.asfortranarray(a),
+                 odd):
         same(devrt.asarray(view), view.astype(np.float32))
         with pytest.raises(devrt.InvalidArgument, match="in place"):
             devrt.asarray(view, copy=False)
@@ -96,7 +103,8 @@ def test_copied_where_it_must_be() -> None:
 
 
 def test_types_of_ml_dtypes() -> None:
-    for kind, d in ((ml_dtypes.bfloat16, dt.bfloat16), (ml_dtypes.float8_e4m3fn, dt.float8_e4m3), (ml_dtypes.float8_e5m2, dt.float8_e5m2)):
+    for kind, d in ((ml_dtypes.bfloat16, dt.bfloat16), (ml_dtypes.float8_e4m3fn, dt.float8_e4m3),
+                    (ml_dtypes.float8_e5m2, dt.float8_e5m2)):
         a = np.arange(-8, 8, dtype=np.float32).astype(kind).reshape(4, 4)
         for view in (a, a.T, a[::2]):
             x = devrt.asarray(view)

@@ -31,8 +31,10 @@ def test_activations(d: DType) -> None:
     t, u = wide(x), wide(y)
     r = 2 * tolerance(d)
     a = 1e-7 if d is not dt.float64 else 1e-15
-    for got, want in [(nn.relu(x), F.relu(t)), (nn.silu(x), F.silu(t)), (nn.gelu(x), F.gelu(t)), (nn.gelu(x, approximate="tanh"), F.gelu(t, approximate="tanh")),
-                      (nn.squared_relu(x), F.relu(t)**2), (nn.swiglu(x, y), F.silu(t) * u), (nn.soft_cap(x), 30 * torch.tanh(t / 30))]:
+    for got, want in [(nn.relu(x), F.relu(t)), (nn.silu(x), F.silu(t)), (nn.gelu(x), F.gelu(t)),
+                      (nn.gelu(x, approximate="tanh"), F.gelu(t, approximate="tanh")),
+                      (nn.squared_relu(x), F.relu(t)**2), (nn.swiglu(x, y), F.silu(t) * u),
+                      (nn.soft_cap(x), 30 * torch.tanh(t / 30))]:
         assert got.dtype is d
         check(got, want, 2 * r, a)
 
@@ -96,16 +98,19 @@ def mask(t: int, s: int, causal: bool, window: int | None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("h, g, t, s, d, causal, window", [
-    (2, 2, 1, 9, 8, False, None), (4, 2, 16, 16, 32, True, None), (4, 1, 33, 33, 16, True, 8), (2, 2, 17, 65, 8, True, None), (1, 1, 64, 31, 24, False, None),
+    (2, 2, 1, 9, 8, False, None), (4, 2, 16, 16, 32, True, None), (4, 1, 33, 33, 16, True, 8),
+    (2, 2, 17, 65, 8, True, None), (1, 1, 64, 31, 24, False, None),
     (6, 3, 5, 40, 16, True, 16), (2, 1, 130, 130, 64, True, None), (2, 2, 16, 16, 5, False, None)])
 def test_attention(h: int, g: int, t: int, s: int, d: int, causal: bool, window: int | None) -> None:
-    q, k, v = (array(numbers(dt.float32, (2, *shape), n)) for n, shape in enumerate(((h, t, d), (g, s, d), (g, s, d + 3))))
+    q, k, v = (array(numbers(dt.float32, (2, *shape), n)) for n,
+               shape in enumerate(((h, t, d), (g, s, d), (g, s, d + 3))))
     kk, vv = (x.repeat_interleave(h // g, 1) for x in (wide(k), wide(v)))
     scores = wide(q) @ kk.mT / math.sqrt(d)
     want = torch.softmax(scores.masked_fill(~mask(t, s, causal, window), -math.inf), -1) @ vv
     check(nn.attention(q, k, v, causal=causal, window=window), want, 1e-4, 1e-5)
     capped = (20 * torch.tanh(wide(q) @ kk.mT * 0.3 / 20)).masked_fill(~mask(t, s, causal, window), -math.inf)
-    check(nn.attention(q, k, v, causal=causal, window=window, scale=0.3, cap=20.0), torch.softmax(capped, -1) @ vv, 1e-4, 1e-5)
+    check(nn.attention(q, k, v, causal=causal, window=window, scale=0.3, cap=20.0), torch.softmax(capped, -1) @ vv,
+          1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("d", (dt.float16, dt.bfloat16, dt.float64), ids=str)
@@ -124,7 +129,8 @@ def test_linear_and_quantised() -> None:
         codes, scales = nn.quantise(w, bits, group=group)  # type: ignore[arg-type]
         assert codes.dtype is (dt.int8 if bits == 8 else dt.int4)
         groups = scales.shape[1]
-        restored = (codes.numpy().astype(np.float64).reshape(48, groups, -1) * scales.numpy()[:, :, None]).reshape(48, 64)
+        restored = (codes.numpy().astype(np.float64).reshape(48, groups, -1) * scales.numpy()[:, :, None]).reshape(48,
+                                                                                                                   64)
         assert np.abs(restored - w.numpy()).max() <= scales.numpy().max() * 0.5001
         for rows in (x, x[0, 0:1], x[0]):
             check(nn.quantised_linear(rows, codes, scales), wide(rows) @ torch.tensor(restored).T, 1e-4, 1e-5)
@@ -144,9 +150,12 @@ def test_embedding() -> None:
 
 def test_refused() -> None:
     x = array(numbers(dt.float32, (4, 8)))
-    for bad in (lambda: nn.cross_entropy(x, array(np.zeros(3, np.int64))), lambda: nn.cross_entropy(x, array(np.zeros(4, np.float32))),
-                lambda: nn.cross_entropy(x, array(np.zeros(4, np.int64)), chunks=9), lambda: nn.quantise(x, 8, group=3), lambda: nn.attention(x, x, x),
-                lambda: nn.attention(x[None], x[None, :, :4], x[None]), lambda: nn.rms_norm(x, cast="never"),  # type: ignore[arg-type]
+    for bad in (lambda: nn.cross_entropy(x, array(np.zeros(3, np.int64))),
+                lambda: nn.cross_entropy(x, array(np.zeros(4, np.float32))),
+                lambda: nn.cross_entropy(x, array(np.zeros(4, np.int64)), chunks=9), lambda: nn.quantise(x, 8, group=3),
+                lambda: nn.attention(x, x, x),
+                lambda: nn.attention(x[None], x[None, :, :4], x[None]), lambda: nn.rms_norm(x, cast="never"),
+                # type: ignore[arg-type]
                 lambda: nn.attention(x[None], x[None], x[None], window=4)):
         with pytest.raises(InvalidArgument):
             bad()

@@ -11,10 +11,14 @@ from devrt.compiler.dtypes import DType
 from devrt.device import InvalidArgument
 from tests.array.reference import NP, array, numbers, same, tolerance, value
 
-SHAPES = [((3, 4), (4, 5)), ((1, 1), (1, 1)), ((8, 8), (8, 8)), ((31, 33), (33, 32)), ((64, 65), (65, 63)), ((127, 1), (1, 127)), ((1, 127), (127, 1)),
-          ((1, 1000), (1000, 33)), ((33, 1000), (1000, 1)), ((100, 7), (7, 9)), ((2, 5, 6), (6, 7)), ((2, 5, 6), (2, 6, 7)), ((5, 6), (3, 6, 7)),
-          ((4, 1, 9, 8), (3, 8, 10)), ((1, 9, 8), (3, 8, 10)), ((2, 3, 16, 17), (2, 1, 17, 16)), ((7,), (7,)), ((7,), (7, 3)), ((3, 7), (7,)),
-          ((7,), (2, 7, 3)), ((2, 3, 7), (7,)), ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((3, 4), (4, 0)), ((0, 3, 4), (4, 5)), ((257, 129), (129, 191))]
+SHAPES = [((3, 4), (4, 5)), ((1, 1), (1, 1)), ((8, 8), (8, 8)), ((31, 33), (33, 32)), ((64, 65), (65, 63)),
+          ((127, 1), (1, 127)), ((1, 127), (127, 1)),
+          ((1, 1000), (1000, 33)), ((33, 1000), (1000, 1)), ((100, 7), (7, 9)), ((2, 5, 6), (6, 7)),
+          ((2, 5, 6), (2, 6, 7)), ((5, 6), (3, 6, 7)),
+          ((4, 1, 9, 8), (3, 8, 10)), ((1, 9, 8), (3, 8, 10)), ((2, 3, 16, 17), (2, 1, 17, 16)), ((7,), (7,)),
+          ((7,), (7, 3)), ((3, 7), (7,)),
+          ((7,), (2, 7, 3)), ((2, 3, 7), (7,)), ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((3, 4), (4, 0)),
+          ((0, 3, 4), (4, 5)), ((257, 129), (129, 191))]
 
 
 def check(got: devrt.Array, a: np.ndarray, b: np.ndarray, rtol: float) -> None:
@@ -89,7 +93,8 @@ def test_order_over_k_is_fma_in_sequence() -> None:
     a, b = numbers(dt.float32, (9, 50)), numbers(dt.float32, (50, 10), 1)
     acc = np.zeros((9, 10), np.float32)
     for k in range(50):
-        acc = (a[:, k:k + 1].astype(np.longdouble) * b[k:k + 1].astype(np.longdouble) + acc.astype(np.longdouble)).astype(np.float32)
+        product = a[:, k:k + 1].astype(np.longdouble) * b[k:k + 1].astype(np.longdouble)
+        acc = (product + acc).astype(np.float32)
     np.testing.assert_array_equal((array(a) @ array(b)).numpy(), acc)
 
 

@@ -48,7 +48,8 @@ def test_sizes(n: int) -> None:
         same(devrt.argmin(array(a)), np.asarray(a.argmin()))
 
 
-@pytest.mark.parametrize("shape, axes", [((1 << 18,), (0,)), ((3, 100001), (1,)), ((100001, 3), (0,)), ((2, 65537), (0, 1))], ids=str)
+@pytest.mark.parametrize("shape, axes", [((1 << 18,), (0,)), ((3, 100001), (1,)), ((100001, 3), (0,)),
+                                         ((2, 65537), (0, 1))], ids=str)
 def test_long(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     """Long enough that the reduction runs in two steps."""
     a = numbers(dt.int32, shape)
@@ -64,8 +65,10 @@ def test_types(d: DType) -> None:
     x = array(a)
     wide = np.bool_ if d.kind == "bool" else np.uint64 if d.kind == "uint" else np.int64
     if d.is_float:
-        np.testing.assert_allclose(value(x.sum(axis=1)).astype(np.float64), a.astype(np.float64).sum(1), rtol=tolerance(d) * 2, atol=tolerance(d) * 4)
-        np.testing.assert_allclose(value(devrt.prod(x[:, :9], axis=1)).astype(np.float64), a[:, :9].astype(np.float64).prod(1), rtol=9 * tolerance(d))
+        np.testing.assert_allclose(value(x.sum(axis=1)).astype(np.float64), a.astype(np.float64).sum(1),
+                                   rtol=tolerance(d) * 2, atol=tolerance(d) * 4)
+        np.testing.assert_allclose(value(devrt.prod(x[:, :9], axis=1)).astype(np.float64),
+                                   a[:, :9].astype(np.float64).prod(1), rtol=9 * tolerance(d))
     else:
         same(x.sum(axis=1), a.sum(1, dtype=np.int64 if wide is np.bool_ else wide))
         same(devrt.prod(x[:, :5], axis=1), a[:, :5].prod(1, dtype=np.int64 if wide is np.bool_ else wide))
@@ -127,7 +130,8 @@ def test_mean_var_std(d: DType, axes: Any) -> None:
     wide, t = a.astype(np.float64), tolerance(d) * 4
     np.testing.assert_allclose(value(devrt.mean(array(a), axis=axes)).astype(float), wide.mean(axes), rtol=t, atol=t)
     np.testing.assert_allclose(value(devrt.var(array(a), axis=axes)).astype(float), wide.var(axes), rtol=t, atol=t)
-    np.testing.assert_allclose(value(devrt.std(array(a), axis=axes, correction=1)).astype(float), wide.std(axes, ddof=1), rtol=t, atol=t)
+    np.testing.assert_allclose(value(devrt.std(array(a), axis=axes, correction=1)).astype(float),
+                               wide.std(axes, ddof=1), rtol=t, atol=t)
 
 
 @pytest.mark.parametrize("n", (1, 2, 31, 33, 127, 1000))

@@ -38,7 +38,8 @@ def test_rope_against_float64() -> None:
     x = np.random.default_rng(0).standard_normal((8, d)).astype(np.float32)
     turned = nn.rope(devrt.asarray(x), cos, sin)
     a, b = x[:, :d // 2], x[:, d // 2:]
-    np.testing.assert_allclose(turned.numpy(), np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], 1), atol=2e-6)
+    np.testing.assert_allclose(turned.numpy(), np.concatenate([a * np.cos(angle) - b * np.sin(angle),
+                                                               b * np.cos(angle) + a * np.sin(angle)], 1), atol=2e-6)
     np.testing.assert_allclose(nn.rope(turned, cos, sin, backward=True).numpy(), x, atol=1e-6)
 
 
@@ -59,7 +60,8 @@ def test_norm_cast_order(d: DType) -> None:
     wide, weight = x.astype(devrt.float32).numpy(), w.astype(devrt.float32).numpy()
     y = wide / np.sqrt((wide.astype(np.float64)**2).mean(1, keepdims=True) + 1e-6).astype(np.float32)
     eps = float(ml_dtypes.finfo(kind).eps)
-    np.testing.assert_allclose(last.astype(np.float64), y * weight, rtol=eps, atol=float(ml_dtypes.finfo(kind).smallest_subnormal))
+    np.testing.assert_allclose(last.astype(np.float64), y * weight, rtol=eps,
+                               atol=float(ml_dtypes.finfo(kind).smallest_subnormal))
     want = y.astype(kind).astype(np.float32) * weight
     np.testing.assert_allclose(before.astype(np.float64), want.astype(kind).astype(np.float64), rtol=2 * eps)
     assert (last != before).any()
@@ -69,7 +71,8 @@ def test_gelu_forms_differ_by_4_73e_4() -> None:
     x = np.linspace(-6, 6, 120001)
     exact, tanh = nn.gelu(devrt.asarray(x)).numpy(), nn.gelu(devrt.asarray(x), approximate="tanh").numpy()
     np.testing.assert_allclose(exact, torch.nn.functional.gelu(torch.tensor(x)).numpy(), rtol=1e-10, atol=1e-15)
-    np.testing.assert_allclose(tanh, torch.nn.functional.gelu(torch.tensor(x), approximate="tanh").numpy(), rtol=1e-10, atol=1e-15)
+    np.testing.assert_allclose(tanh, torch.nn.functional.gelu(torch.tensor(x), approximate="tanh").numpy(), rtol=1e-10,
+                               atol=1e-15)
     gap = np.abs(exact - tanh)
     assert 4.72e-4 < gap.max() < 4.74e-4
     assert min(abs(x[gap.argmax()] + 2.70), abs(x[gap.argmax()] - 2.70)) < 0.02
@@ -108,7 +111,8 @@ def test_vocabularies(v: int) -> None:
     np.testing.assert_array_equal(nn.sample(x, temperature=0, seed=1).numpy(), logits.argmax(1))
     table = rng.standard_normal((v, 2)).astype(np.float32)
     tokens = np.array([[0, v - 1], [v, -1]])
-    np.testing.assert_array_equal(nn.embedding(devrt.asarray(table), devrt.asarray(tokens)).numpy(), table[[[0, v - 1], [v - 1, v - 1]]])
+    np.testing.assert_array_equal(nn.embedding(devrt.asarray(table), devrt.asarray(tokens)).numpy(),
+                                  table[[[0, v - 1], [v - 1, v - 1]]])
 
 
 @pytest.mark.parametrize("n", (31, 32, 33, 63, 64, 65))

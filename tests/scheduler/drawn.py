@@ -48,7 +48,8 @@ def text(build: Build) -> str:
         assert isinstance(s, Step)
         reads = ", ".join(number.get(n) or f"input {n.arg.number}" for n in s.operands)
         lines += [f"kernel {k} makes {s.node.dtype.short}{list(s.node.shape)} of {reads}: {s.kernel.kind}"]
-        lines += [f"  %{n}: {x.dtype.short}[{x.count}]{' out' if x.writable else ''}" for n, x in enumerate(s.kernel.slots)]
+        lines += [f"  %{n}: {x.dtype.short}[{x.count}]{' out' if x.writable else ''}" for n,
+                  x in enumerate(s.kernel.slots)]
         lines += ["  grid " + (" ".join(f"{a}:{a.size}" for a in s.kernel.grid) or "1")]
         lines += ["  " + stage.text(shortened) for stage in s.kernel.stages]
     return "\n".join(lines) + "\n"

@@ -85,7 +85,9 @@ def test_equal_structures_share_a_schedule() -> None:
     a, b = (devrt.asarray(np.full((3, 5), v, np.float32)) for v in (1, 2))
     first, inputs = plan(a * 2.0 + b)
     again, other = plan(b * 2.0 + a)
-    assert first is again and [n.arg for n in inputs] == [a.storage, b.storage] and [n.arg for n in other] == [b.storage, a.storage]
+    assert first is again and [n.arg for n in inputs] == [a.storage,
+                                                          b.storage] and [n.arg for n in other] == [b.storage,
+                                                                                                    a.storage]
     np.testing.assert_array_equal((b * 2.0 + a).numpy(), np.full((3, 5), 5))
 
 
@@ -93,10 +95,14 @@ def test_anything_that_matters_is_in_the_key() -> None:
     def x(shape: tuple[int, ...] = (4, 4), d: Any = np.float32) -> devrt.Array:
         return devrt.asarray(np.ones(shape, d))
     a = x()
-    others = [a * 0.0, a * -0.0, a * 1.0, a + 0.0, x((4, 5)) * 0.0, x((16,)) * 0.0, x(d=np.float64) * 0.0, x(d=np.int32) * 0, x(d=np.int64) * 0, x(d=np.int8) * 1,
-              devrt.where(a == 1, a, 0.0), devrt.where(a == 1, 0.0, a), a * a, a * x(), a.T * a, a * a.T, a[::-1] * 0.0, a.sum(axis=0), a.sum(axis=1), a.max(axis=0),
-              devrt.pad(a, [(1, 0), (0, 0)]), devrt.pad(a, [(0, 1), (0, 0)]), devrt.pad(a, [(0, 1), (0, 0)], value=-0.0), a * float("nan"), devrt.sin(a), devrt.cos(a),
-              a.astype(dt.float16), devrt.bitcast(a, dt.uint32), devrt.zeros(4) == 1, devrt.full(4, True) == (devrt.zeros(4) == 1)]
+    others = [a * 0.0, a * -0.0, a * 1.0, a + 0.0, x((4, 5)) * 0.0, x((16,)) * 0.0, x(d=np.float64) * 0.0,
+              x(d=np.int32) * 0, x(d=np.int64) * 0, x(d=np.int8) * 1,
+              devrt.where(a == 1, a, 0.0), devrt.where(a == 1, 0.0, a), a * a, a * x(), a.T * a, a * a.T, a[::-1] * 0.0,
+              a.sum(axis=0), a.sum(axis=1), a.max(axis=0),
+              devrt.pad(a, [(1, 0), (0, 0)]), devrt.pad(a, [(0, 1), (0, 0)]),
+              devrt.pad(a, [(0, 1), (0, 0)], value=-0.0), a * float("nan"), devrt.sin(a), devrt.cos(a),
+              a.astype(dt.float16), devrt.bitcast(a, dt.uint32), devrt.zeros(4) == 1,
+              devrt.full(4, True) == (devrt.zeros(4) == 1)]
     keys = [structure([o.node])[0] for o in others]
     assert len(set(keys)) == len(others)
     assert structure([a.node, others[0].node])[0] != structure([others[0].node, a.node])[0]
@@ -132,7 +138,8 @@ def plan_inputs(a: devrt.Array) -> Any:
 
 
 @pytest.mark.parametrize("parameters, d, devices, each, weights", [
-    (405e9, dt.float8_e4m3, 8, 80e9, 405e9), (405e9, dt.int4, 4, 80e9, 202.5e9), (405e9, dt.int4, 16, 24e9, 202.5e9), (70e9, dt.int4, 2, 24e9, 35e9)])
+    (405e9, dt.float8_e4m3, 8, 80e9, 405e9), (405e9, dt.int4, 4, 80e9, 202.5e9), (405e9, dt.int4, 16, 24e9, 202.5e9),
+    (70e9, dt.int4, 2, 24e9, 35e9)])
 def test_capacity(parameters: float, d: dt.DType, devices: int, each: float, weights: float) -> None:
     """Whole models on whole machines: the weights' bytes, and that they fit."""
     assert d.nbytes(int(parameters)) == weights <= devices * each

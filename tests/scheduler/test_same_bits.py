@@ -16,29 +16,42 @@ from devrt.compiler import dtypes as dt
 Step = tuple[Callable[..., devrt.Array], tuple[int, ...]]
 
 UNARY: list[Callable[[devrt.Array], devrt.Array]] = [
-    devrt.exp, devrt.sin, devrt.tanh, devrt.abs, devrt.negative, devrt.floor, devrt.sigmoid, devrt.erf, lambda x: devrt.sqrt(devrt.abs(x)),
-    lambda x: devrt.log(devrt.abs(x) + 0.1), lambda x: x * 0.1 + 1.0, lambda x: 1.0 / (x * x + 1.0), lambda x: x.astype(dt.bfloat16).astype(dt.float32),
-    lambda x: x.astype(dt.float16).astype(dt.float32), lambda x: devrt.round(x * 3.0), lambda x: devrt.where(x > 0, x, x * 0.5), nn.gelu]
+    devrt.exp, devrt.sin, devrt.tanh, devrt.abs, devrt.negative, devrt.floor, devrt.sigmoid, devrt.erf,
+    lambda x: devrt.sqrt(devrt.abs(x)),
+    lambda x: devrt.log(devrt.abs(x) + 0.1), lambda x: x * 0.1 + 1.0, lambda x: 1.0 / (x * x + 1.0),
+    lambda x: x.astype(dt.bfloat16).astype(dt.float32),
+    lambda x: x.astype(dt.float16).astype(dt.float32), lambda x: devrt.round(x * 3.0),
+    lambda x: devrt.where(x > 0, x, x * 0.5), nn.gelu]
 MOVES: list[Callable[[devrt.Array], devrt.Array]] = [
-    lambda x: x.T, lambda x: devrt.flip(x, axis=0), lambda x: x[:, ::-1], lambda x: devrt.roll(x, 3, axis=1), lambda x: devrt.reshape(x.T, x.shape),
-    lambda x: devrt.pad(x[1:, :-1], [(1, 0), (0, 1)], value=0.5), lambda x: devrt.concat([x[2:], x[:2]]), lambda x: x[devrt.asarray([0, 2, 1])][:1] + x]
+    lambda x: x.T, lambda x: devrt.flip(x, axis=0), lambda x: x[:, ::-1], lambda x: devrt.roll(x, 3, axis=1),
+    lambda x: devrt.reshape(x.T, x.shape),
+    lambda x: devrt.pad(x[1:, :-1], [(1, 0), (0, 1)], value=0.5), lambda x: devrt.concat([x[2:], x[:2]]),
+    lambda x: x[devrt.asarray([0, 2, 1])][:1] + x]
 ROWS: list[Callable[[devrt.Array], devrt.Array]] = [
-    lambda x: devrt.sum(x, axis=1, keepdims=True), lambda x: devrt.sum(x, axis=0, keepdims=True), lambda x: devrt.max(x, axis=1, keepdims=True),
-    lambda x: devrt.mean(x, axis=0, keepdims=True), lambda x: devrt.var(x, axis=1, keepdims=True), lambda x: devrt.sum(x) * 0.01, lambda x: devrt.prod(x, axis=1, keepdims=True),
-    nn.softmax, nn.rms_norm, nn.layer_norm, nn.log_softmax, lambda x: devrt.cumulative_sum(x, axis=1), lambda x: devrt.argmax(x, axis=0).astype(dt.float32)]
+    lambda x: devrt.sum(x, axis=1, keepdims=True), lambda x: devrt.sum(x, axis=0, keepdims=True),
+    lambda x: devrt.max(x, axis=1, keepdims=True),
+    lambda x: devrt.mean(x, axis=0, keepdims=True), lambda x: devrt.var(x, axis=1, keepdims=True),
+    lambda x: devrt.sum(x) * 0.01, lambda x: devrt.prod(x, axis=1, keepdims=True),
+    nn.softmax, nn.rms_norm, nn.layer_norm, nn.log_softmax, lambda x: devrt.cumulative_sum(x, axis=1),
+    lambda x: devrt.argmax(x, axis=0).astype(dt.float32)]
 BINARY: list[Callable[[devrt.Array, devrt.Array], devrt.Array]] = [
-    devrt.add, devrt.subtract, devrt.multiply, devrt.maximum, devrt.minimum, lambda x, y: devrt.where(x < y, x, y + 1.0), lambda x, y: x / (devrt.abs(y) + 0.5)]
+    devrt.add, devrt.subtract, devrt.multiply, devrt.maximum, devrt.minimum, lambda x,
+    y: devrt.where(x < y, x, y + 1.0), lambda x, y: x / (devrt.abs(y) + 0.5)]
 PRODUCTS: list[Callable[[devrt.Array, devrt.Array], devrt.Array]] = [
-    lambda x, y: (x @ devrt.broadcast_to(y, x.shape).mT) @ x * 0.01, lambda x, y: nn.relu(x @ devrt.broadcast_to(y, x.shape).mT) @ devrt.broadcast_to(y, x.shape) * 0.01]
+    lambda x, y: (x @ devrt.broadcast_to(y, x.shape).mT) @ x * 0.01, lambda x,
+    y: nn.relu(x @ devrt.broadcast_to(y, x.shape).mT) @ devrt.broadcast_to(y, x.shape) * 0.01]
 
 
 def run(shape: tuple[int, int], steps: list[Step], keep: bool) -> tuple[bytes, bytes]:
     """The last value and one from the middle; `keep` puts every intermediate in memory."""
     rng = np.random.default_rng(len(steps))
-    values = [devrt.asarray(rng.standard_normal(shape).astype(np.float32)), devrt.asarray(rng.standard_normal((1, shape[1])).astype(np.float32))]
+    values = [devrt.asarray(rng.standard_normal(shape).astype(np.float32)),
+              devrt.asarray(rng.standard_normal((1, shape[1])).astype(np.float32))]
     for function, at in steps:
-        new = function(*(devrt.broadcast_to(values[a % len(values)], shape) if k == 0 else values[a % len(values)] for k, a in enumerate(at)))
-        new = devrt.broadcast_to(new, shape) if new.shape != shape[::-1] or shape[0] == shape[1] else devrt.reshape(new, shape)
+        new = function(*(devrt.broadcast_to(values[a % len(values)], shape) if k == 0 else values[a % len(values)]
+                         for k, a in enumerate(at)))
+        new = devrt.broadcast_to(new, shape) if new.shape != shape[::-1] or shape[0] == shape[1] else devrt.reshape(new,
+                                                                                                                    shape)
         values.append(new.realize() if keep else new)
     devrt.realize(values[-1], values[len(values) // 2])
     return values[-1].numpy().tobytes(), values[len(values) // 2].numpy().tobytes()
@@ -51,7 +64,8 @@ def programs(draw: st.DrawFn, menu: list[list[Callable[..., devrt.Array]]]) -> l
         functions = draw(st.sampled_from(menu))
         arity = 2 if functions in (BINARY, PRODUCTS) else 1
         newest = k + 1  # mostly chains, so that there is something to fuse
-        at = tuple(draw(st.sampled_from((newest, newest, newest - 1, draw(st.integers(0, newest))))) for _ in range(arity))
+        at = tuple(draw(st.sampled_from((newest, newest, newest - 1, draw(st.integers(0, newest)))))
+                   for _ in range(arity))
         found.append((draw(st.sampled_from(functions)), at))
     return found
 
