@@ -454,7 +454,8 @@ def tile(x: Array, repetitions: Sequence[int], /) -> Array:
 
 def take(x: Array, indices: Array, /, *, axis: int = 0) -> Array:
     """Rows by index along an axis; negative indexes count from the end, others are clipped."""
-    return x[(*([slice(None)] * _axis(axis, x.ndim)), asarray(indices))]
+    key = (*([slice(None)] * _axis(axis, x.ndim)), asarray(indices))
+    return x[key]
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
