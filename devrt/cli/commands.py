@@ -21,6 +21,8 @@ from devrt.ioctl.replaying import ReplayingSystem
 from devrt.ioctl.system import LinuxSystem, System
 
 _COLOURS = {Severity.OK: "green", Severity.NOTE: "blue", Severity.WARNING: "yellow", Severity.ERROR: "red"}
+_VERDICTS = {Severity.OK: "this machine is in order", Severity.NOTE: "nothing stands in the way",
+             Severity.WARNING: "everything works, some of it slower or at risk", Severity.ERROR: "mend the errors first"}
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
@@ -74,5 +76,6 @@ def report(findings: list[Finding]) -> str:
             # A remedy is copied to a shell, so it is never broken into lines.
             lines.append(f"{indent}{paint('do:', 'bold')} {finding.remedy}")
     counts = [(severity, sum(finding.severity is severity for finding in findings)) for severity in reversed(Severity)]
-    lines += ["", ", ".join(f"{count} {severity}" for severity, count in counts if count)]
+    worst = max(finding.severity for finding in findings)
+    lines += ["", f"{', '.join(f'{count} {severity}' for severity, count in counts if count)}: {_VERDICTS[worst]}"]
     return "\n".join(lines)

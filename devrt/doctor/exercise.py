@@ -29,6 +29,9 @@ def check(uris: Callable[[], Sequence[str]], opener: Opener, compute: Compute | 
         except DevrtError as error:
             yield _failed("device", f"{uri} does not open", error)
             continue
+        except Exception as error:  # as in _one
+            yield _bug("device", uri, error)
+            continue
         yield _one("device-copy", uri, _copy, device)
         yield _one("device-timestamp", uri, _timestamp, device)
         if compute is not None:
@@ -46,6 +49,8 @@ def _one(name: str, uri: str, job: Compute, device: Device) -> Finding:
                        "run it again; if it comes back, the device or its link is failing")
     except DevrtError as error:
         return _failed(name, f"{uri}: {verb} failed", error)
+    except Exception as error:  # a bug in one device's backend must not cost the report on everything else
+        return _bug(name, uri, error)
 
 
 class _Wrong(Exception):
@@ -91,3 +96,8 @@ def _timestamp(device: Device) -> str:
 def _failed(name: str, what: str, error: DevrtError, severity: Severity = ERROR) -> Finding:
     evidence = f"{error.what} [{error.evidence}]" if error.evidence else error.what
     return Finding(name, severity, what, evidence, error.remedy)
+
+
+def _bug(name: str, uri: str, error: Exception) -> Finding:
+    return Finding(name, ERROR, f"{uri}: a bug in devrt showed", f"{type(error).__name__}: {error}",
+                   "report this line, with the file that `devrt doctor --record` writes")

@@ -101,8 +101,40 @@ def _binding(reader: Reader, gpu: Gpu) -> Finding:
         return Finding("gpu-driver", ERROR, f"{gpu}: no driver, and {vendor.driver} is not installed",
                        f"{ids}, not in /lib/modules/{release}/modules.dep",
                        f"install {vendor.package} for {release}, then {load}")
+    held = _held_back(reader, vendor.driver)
+    if held:
+        remedy = f"{load}; so that it also loads at boot, {held.undo}" if held.only_at_boot else f"{held.undo}, then {load}"
+        return Finding("gpu-driver", ERROR, f"{gpu}: no driver, because {vendor.driver} is kept from loading",
+                       f"{ids}, {held.where}", remedy)
     return Finding("gpu-driver", ERROR, f"{gpu}: no driver, because {vendor.driver} is not loaded",
                    f"{ids}, no /sys/module/{vendor.driver}", load)
+
+
+@dataclass(frozen=True)
+class _Hold:
+    """What keeps a module from loading. `only_at_boot`: modprobe still loads it when asked by name."""
+
+    where: str
+    undo: str
+    only_at_boot: bool
+
+
+def _held_back(reader: Reader, driver: str) -> _Hold | None:
+    """By the kernel's command line, or by modprobe's configuration (kernel-command-line(7), modprobe.d(5))."""
+    for word in (reader.text("/proc/cmdline") or "").split():
+        name, _, value = word.partition("=")
+        listed = name in ("modprobe.blacklist", "module_blacklist") and driver in value.split(",")
+        if listed or driver == "amdgpu" and word in ("nomodeset", "amdgpu.modeset=0"):
+            return _Hold(f"kernel command line: {word}", f"take {word} out of /etc/default/grub, sudo update-grub, reboot",
+                         name == "modprobe.blacklist")
+    for folder in ("/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"):
+        for name in reader.names(folder):
+            for line in (reader.text(f"{folder}/{name}") or "").splitlines() if name.endswith(".conf") else ():
+                match = re.fullmatch(rf"\s*(?:(blacklist)\s+{driver}|install\s+{driver}\s+/(?:usr/)?bin/(?:false|true))\s*", line)
+                if match:
+                    where = f"{folder}/{name}"
+                    return _Hold(f"{where}: {line.strip()}", f"take that line out of {where}", bool(match[1]))
+    return None
 
 
 def _nvidia(reader: Reader) -> Iterator[Finding]:

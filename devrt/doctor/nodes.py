@@ -41,7 +41,7 @@ def expected(reader: Reader, gpus: list[Gpu]) -> list[Node]:
               for gpu in amd for name in reader.names(f"{gpu.path}/drm") if name.startswith("renderD")]
     if nvidia:
         nodes.append(Node("/dev/nvidiactl", "NVIDIA's driver", "sudo mknod -m 666 /dev/nvidiactl c 195 255", "nvidia"))
-        nodes += [_nvidia_gpu(reader, gpu) for gpu in nvidia]
+        nodes += [_nvidia_gpu(reader, gpu, index) for index, gpu in enumerate(nvidia)]
         major = re.search(r"^\s*(\d+) nvidia-uvm$", reader.text("/proc/devices") or "", re.MULTILINE)
         create = f"sudo mknod -m 666 /dev/nvidia-uvm c {major[1]} 0" if major else "sudo modprobe nvidia-uvm"
         nodes.append(Node("/dev/nvidia-uvm", "NVIDIA's memory driver", create, "nvidia-uvm"))
@@ -162,8 +162,9 @@ def _rights(reader: Reader, found: FileStat) -> str:
     return f"mode {found.mode & 0o7777:04o}, uid {found.uid}, gid {found.gid}"
 
 
-def _nvidia_gpu(reader: Reader, gpu: Gpu) -> Node:
+def _nvidia_gpu(reader: Reader, gpu: Gpu, index: int) -> Node:
+    """The node of a GPU: numbered as the driver says, else by its place on the bus, which is what the driver goes by."""
     about = reader.text(f"/proc/driver/nvidia/gpus/{gpu.address}/information") or ""
     minor = re.search(r"^Device Minor:\s*(\d+)", about, re.MULTILINE)
-    number = int(minor[1]) if minor else 0
+    number = int(minor[1]) if minor else index
     return Node(f"/dev/nvidia{number}", str(gpu), f"sudo mknod -m 666 /dev/nvidia{number} c 195 {number}", "nvidia", opened=False)

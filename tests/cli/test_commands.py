@@ -27,7 +27,7 @@ def test_report_keeps_a_remedy_on_one_line() -> None:
     """A remedy is copied into a shell."""
     remedy = "sudo " + "very-" * 60 + "long"
     text = commands.report([Finding("node", Severity.ERROR, "what " * 60, "evidence " * 60, remedy)])
-    assert f"do: {remedy}\n" in text and text.endswith("1 error")
+    assert f"do: {remedy}\n" in text and text.endswith("1 error: mend the errors first")
     assert all(len(line) <= 120 for line in text.splitlines() if "do:" not in line)
 
 

@@ -107,3 +107,15 @@ def test_a_device_that_does_not_open_and_devices_that_cannot_be_listed() -> None
 def test_the_cpu_passes() -> None:
     found = diagnose(MachineSystem({}), uris=lambda: ["cpu"], opener=devrt.open)
     assert [str(finding.severity) for finding in found if finding.check.startswith("device")] == ["ok", "ok"]
+
+
+def test_a_bug_in_a_backend_is_one_finding() -> None:
+    broken = findings(Fake(fails=ZeroDivisionError("by zero")))
+    assert [finding.check for finding in broken] == ["device-copy", "device-timestamp"]
+    assert {finding.what.partition(": ")[2] for finding in broken} == {"a bug in devrt showed"}
+    assert {finding.evidence for finding in broken} == {"ZeroDivisionError: by zero"}
+
+    def opener(uri: str) -> Device:
+        raise KeyError(uri)
+    [finding] = check(lambda: ["amd:0"], opener, None)
+    assert (finding.check, finding.evidence) == ("device", "KeyError: 'amd:0'")
