@@ -310,7 +310,7 @@ def _erf(o: _Ops[T], x: T) -> T:
 
 
 def gelu(m: Math[T], x: T) -> T:
-    """x*Phi(x), Phi the normal distribution: near 0 by erf's polynomial, else from its tail."""
+    """x*Phi(x), Phi the normal distribution, from its tail: no cancellation on either side of 0."""
     return _wide(m, x, _gelu)
 
 
