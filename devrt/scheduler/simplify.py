@@ -81,6 +81,11 @@ def _contract(n: Node, units: int) -> Node:
     return full(0, n) if n.src[0].shape[2] == 0 and n.size else n
 
 
+def _pad(n: Node, units: int) -> Node:
+    """Around nothing there is only the filling."""
+    return full(n.arg[1], n) if n.src[0].size == 0 and n.size else n
+
+
 def _reshape(n: Node, units: int) -> Node:
     """Reshapes of reshapes are one; one that changes nothing is none."""
     x = n.src[0]
@@ -94,5 +99,5 @@ def _expand(n: Node, units: int) -> Node:
 
 
 _RULES: dict[Op, Callable[[Node, int], Node]] = {
-    Op.REDUCE: _reduce, Op.CONTRACT: _contract, Op.RESHAPE: _reshape, Op.EXPAND: _expand,
+    Op.REDUCE: _reduce, Op.CONTRACT: _contract, Op.PAD: _pad, Op.RESHAPE: _reshape, Op.EXPAND: _expand,
 }

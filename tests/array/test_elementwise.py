@@ -72,7 +72,7 @@ def test_shifts(d: DType) -> None:
         wide = [int(v) << n if n < d.bits else 0 for v in a]
         left = np.array([v & (1 << d.bits) - 1 for v in wide], np.uint64).astype(NP[d])
         same(devrt.bitwise_left_shift(array(a), array(b)), left)
-        same(array(a) >> array(b), np.array([int(v) >> n for v in a], NP[d]))
+        same(devrt.bitwise_right_shift(array(a), array(b)), np.array([int(v) >> n for v in a], NP[d]))
 
 
 @pytest.mark.parametrize("d", INTS, ids=str)

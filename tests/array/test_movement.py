@@ -181,6 +181,12 @@ def test_movement_of_every_type(d: dt.DType) -> None:
         np.testing.assert_array_equal(got.numpy(), want)
 
 
+def test_padding_around_nothing() -> None:
+    x = array(numbers(dt.float32, (2, 3)))[1:1]
+    same(devrt.pad(devrt.reshape(x, (3, 0)), [(1, 0), (0, 2)], value=5), np.full((4, 2), 5, np.float32))
+    same(devrt.pad(devrt.exp(x), [(2, 0), (0, 1)]).sum(axis=1), np.zeros(2, np.float32))
+
+
 def test_array_queries() -> None:
     x = array(numbers(dt.float16, (2, 3, 4)))
     assert (x.ndim, x.size, x.nbytes, len(x), x.device) == (3, 24, 48, 2, "cpu")
