@@ -61,21 +61,31 @@ def run_devices(arguments: argparse.Namespace) -> int:
 
 
 def report(findings: list[Finding]) -> str:
-    """Findings for a person: in the order of the checks, evidence and remedy under what is not as it should be."""
+    """Findings for a person, in the order of the checks: what, the evidence, and what to do about it."""
     width = max(60, min(120, shutil.get_terminal_size().columns)) if "COLUMNS" in os.environ or os.isatty(1) else 120
     label = max(len(finding.check) for finding in findings)
+    indent = " " * (11 + label)
+
+    def wrapped(text: str, first: str = "") -> list[str]:
+        return textwrap.wrap(text, width - len(indent), initial_indent=first, subsequent_indent=" " * len(first),
+                             break_on_hyphens=False, break_long_words=False)
+
     lines = []
     for finding in findings:
         head = f"{paint(f'{finding.severity!s:7}', _COLOURS[finding.severity])}  {paint(f'{finding.check:{label}}', 'bold')}  "
-        indent = " " * (11 + label)
-        body = textwrap.wrap(finding.what, width - len(indent))
-        lines += [head + body[0], *(indent + row for row in body[1:])]
-        if finding.evidence:
-            lines += [paint(indent + row, "dim") for row in textwrap.wrap(finding.evidence, width - len(indent))]
-        if finding.remedy:
-            # A remedy is copied to a shell, so it is never broken into lines.
-            lines.append(f"{indent}{paint('do:', 'bold')} {finding.remedy}")
-    counts = [(severity, sum(finding.severity is severity for finding in findings)) for severity in reversed(Severity)]
+        what, *more = wrapped(finding.what)
+        lines += [head + what, *(indent + row for row in more)]
+        lines += [paint(indent + row, "dim") for row in wrapped(finding.evidence)]
+        # A command is copied into a shell, so it is never broken into lines.
+        is_command = finding.remedy.startswith(("sudo ", "echo "))
+        rows = [f"do: {finding.remedy}"] if is_command else wrapped(finding.remedy, "do: ")
+        lines += [indent + row.replace("do:", paint("do:", "bold"), 1) for row in rows]
     worst = max(finding.severity for finding in findings)
-    lines += ["", f"{', '.join(f'{count} {severity}' for severity, count in counts if count)}: {_VERDICTS[worst]}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"{_counts(findings)}: {_VERDICTS[worst]}"])
+
+
+def _counts(findings: list[Finding]) -> str:
+    """`2 errors, 1 note, 8 ok`."""
+    counts = [(severity, sum(finding.severity is severity for finding in findings)) for severity in reversed(Severity)]
+    return ", ".join(f"{count} {severity}{'s' if count > 1 and severity is not Severity.OK else ''}"
+                     for severity, count in counts if count)

@@ -23,12 +23,23 @@ def test_doctor_exits_1_where_something_cannot_work(monkeypatch: pytest.MonkeyPa
     assert "do: sudo modprobe amdgpu\n" in capsys.readouterr().out
 
 
-def test_report_keeps_a_remedy_on_one_line() -> None:
-    """A remedy is copied into a shell."""
-    remedy = "sudo " + "very-" * 60 + "long"
-    text = commands.report([Finding("node", Severity.ERROR, "what " * 60, "evidence " * 60, remedy)])
-    assert f"do: {remedy}\n" in text and text.endswith("1 error: mend the errors first")
-    assert all(len(line) <= 120 for line in text.splitlines() if "do:" not in line)
+def test_report_keeps_a_command_on_one_line() -> None:
+    """A command is copied into a shell; anything else is wrapped between words."""
+    command = "sudo " + "very-" * 60 + "long"
+    text = commands.report([Finding("node", Severity.ERROR, "what " * 60, "evidence " * 60, command),
+                            Finding("node", Severity.ERROR, "what", "evidence", "log out and in-again " * 20)])
+    assert f"do: {command}\n" in text and text.endswith("\n\n2 errors: mend the errors first")
+    assert all(len(line) <= 120 for line in text.splitlines() if command not in line)
+    assert "in-\n" not in text
+
+
+@pytest.mark.parametrize(("severities", "last"), [
+    ("OK", "1 ok: this machine is in order"), ("OK OK NOTE", "1 note, 2 ok: nothing stands in the way"),
+    ("WARNING NOTE NOTE", "1 warning, 2 notes: everything works, some of it slower or at risk"),
+    ("ERROR WARNING WARNING", "1 error, 2 warnings: mend the errors first")])
+def test_report_ends_with_a_verdict(severities: str, last: str) -> None:
+    findings = [Finding("node", Severity[name], "what") for name in severities.split()]
+    assert commands.report(findings).splitlines()[-1] == last
 
 
 def test_explain_reaches_the_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
