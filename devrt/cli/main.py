@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except DevrtError as error:
-        _complain(error.what + (f" ({error.evidence})" if error.evidence else ""), error.remedy)
+        _complain(error.what + (f" ({error.evidence})" if error.evidence else ""),
+                  error.remedy or f"see `devrt {arguments.command} --help`")
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -118,8 +119,7 @@ def overview() -> str:
 
 def _complain(what: str, remedy: str) -> None:
     print(f"{paint('devrt:', 'bold', 'red', stream=sys.stderr)} {what}", file=sys.stderr)
-    if remedy:
-        print(f"  {paint('try:', 'bold', stream=sys.stderr)} {remedy}", file=sys.stderr)
+    print(f"  {paint('try:', 'bold', stream=sys.stderr)} {remedy}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,12 @@ def test_a_devrt_error_is_a_sentence_and_a_remedy(monkeypatch: pytest.MonkeyPatc
     assert one_sentence_and_remedy(capsys.readouterr().err) == ("no room (ENOMEM)", "free some")
 
 
+def test_an_error_without_a_remedy_leads_to_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(monkeypatch, OutOfMemory("no room"))
+    assert cli.main(["devices"]) == FAILED
+    assert one_sentence_and_remedy(capsys.readouterr().err) == ("no room", "see `devrt devices --help`")
+
+
 def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fail_with(monkeypatch, ZeroDivisionError("by zero"))
     assert cli.main(["devices"]) == BUG
