@@ -165,7 +165,10 @@ class Properties:
 
 @runtime_checkable
 class Buffer(Protocol):
-    """A range of memory on one device. `address` is the device's; `host()` is a writable byte view where there is one."""
+    """A range of memory on one device. `address` is the device's; `host()` is a writable byte view where there is one.
+
+    Given back by Device.free, or with its last reference.
+    """
 
     nbytes: int
     address: int

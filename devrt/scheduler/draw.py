@@ -58,12 +58,14 @@ def svg(report: Report) -> str:
             above = layer[source] if source is not None else 0
             aside = WIDTH * 0.75 if layer[n] - above > 1 else 0  # go around the boxes between
             bend = (start[1] + end[1]) / 2
-            out.append(f'<path d="M{start[0]:.0f},{start[1]:.0f} C{start[0] + aside:.0f},{bend:.0f} {end[0] + aside:.0f},{bend:.0f} '
-                       f'{end[0]:.0f},{end[1]:.0f}" fill="none" stroke="#667" marker-end="url(#a)"/>')
+            out.append(f'<path d="M{start[0]:.0f},{start[1]:.0f} C{start[0] + aside:.0f},{bend:.0f} '
+                       f'{end[0] + aside:.0f},{bend:.0f} {end[0]:.0f},{end[1]:.0f}" '
+                       f'fill="none" stroke="#667" marker-end="url(#a)"/>')
     for n, k in enumerate(report.kernels):
         x, y = corner(n)
         shape = "x".join(map(str, k.shape)) or "1"
-        lines = (f"<tspan font-weight='bold'>{escape(k.kind)}</tspan> {shape}", escape(k.ops if len(k.ops) <= 38 else k.ops[:36] + '..'),
+        ops = k.ops if len(k.ops) <= 38 else k.ops[:36] + ".."
+        lines = (f"<tspan font-weight='bold'>{escape(k.kind)}</tspan> {shape}", escape(ops),
                  f"{quantity(k.flops)} FLOP  {quantity(k.bytes)}B  {duration(k.measured_s)}",
                  f"{k.gflops:.1f} GFLOP/s  {k.gbytes:.1f} GB/s  {k.limit:.0%} of limit")
         out.append(f'<g><title>{escape(k.name)}: {escape(k.tiling)}</title><rect x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" '

@@ -73,7 +73,8 @@ def run_explain(args: Any) -> int:
         raise InvalidArgument(f"this expression can't be evaluated: {args.expression}", evidence=f"{type(e).__name__}: {e}",
                               remedy="for example: devrt explain 'softmax(randn(512, 32000))'") from e
     if not isinstance(value, Array):
-        raise InvalidArgument(f"the expression gives a {type(value).__name__}, not an Array")
+        raise InvalidArgument(f"this expression gives no Array but {type(value).__name__}",
+                              remedy="for example: devrt explain 'softmax(randn(512, 32000))'")
     report = explain(value, graph=args.graph)
     if args.json:
         print(json.dumps(report.json(), indent=2))

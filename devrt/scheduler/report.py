@@ -63,7 +63,8 @@ class Report:
         total = sum(k.measured_s for k in self.kernels)
         apart = f"(apart: {quantity(self.temporary_bytes)}B)"
         saved = f", temporaries {quantity(self.arena_bytes)}B {apart}" if self.temporary_bytes else ""
-        return f"{table}\n{len(self.kernels)} kernel{'s' * (len(self.kernels) != 1)} on {self.device}, {duration(total)} measured{saved}"
+        plural = "s" * (len(self.kernels) != 1)
+        return f"{table}\n{len(self.kernels)} kernel{plural} on {self.device}, {duration(total)} measured{saved}"
 
     def json(self) -> dict[str, Any]:
         """The report as plain data."""

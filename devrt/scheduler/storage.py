@@ -11,12 +11,12 @@ from devrt.device import Buffer, Device, InvalidArgument
 
 
 class Storage:
-    """A dense row-major array of `shape` and `dtype` on `device`. Freed with the last reference.
+    """A dense row-major array of `shape` and `dtype` on `device`. Its memory goes back with the buffer's last reference.
 
     `ready` is the value of the compute queue's timeline at which its contents are written (0: now).
     """
 
-    __slots__ = ("__weakref__", "_finalizer", "buffer", "device", "dtype", "ready", "shape")
+    __slots__ = ("__weakref__", "buffer", "device", "dtype", "ready", "shape")
 
     def __init__(self, shape: Shape, dtype: DType, device: Device, buffer: Buffer) -> None:
         need = dtype.nbytes(math.prod(shape))
@@ -25,8 +25,6 @@ class Storage:
                                   evidence=f"{need} bytes needed")
         self.shape, self.dtype, self.device, self.buffer = shape, dtype, device, buffer
         self.ready = 0
-        self._finalizer = weakref.finalize(self, _free, device, buffer)
-        self._finalizer.atexit = False
 
     @classmethod
     def alloc(cls, shape: Shape, dtype: DType, device: Device) -> Storage:
@@ -36,10 +34,6 @@ class Storage:
     @property
     def nbytes(self) -> int:
         return self.dtype.nbytes(math.prod(self.shape))
-
-
-def _free(device: Device, buffer: Buffer) -> None:
-    device.free(buffer)
 
 
 def buffer_node(s: Storage) -> Node:

@@ -55,7 +55,8 @@ EXPRESSIONS = {
     "gemv": lambda: values(60, 129) @ values(129, seed=1),
     "gemv columns": lambda: values(129) @ values(129, 60, seed=1),
     "attention": lambda: nn.attention(values(2, 40, 16), values(2, 70, 16, seed=1), values(2, 70, 24, seed=2)),
-    "attention causal": lambda: nn.attention(values(2, 70, 16), values(2, 70, 16, seed=1), values(2, 70, 16, seed=2), causal=True),
+    "attention causal": lambda: nn.attention(values(2, 70, 16), values(2, 70, 16, seed=1), values(2, 70, 16, seed=2),
+                                             causal=True),
     "attention window": lambda: nn.attention(values(1, 90, 8), values(1, 90, 8, seed=1), values(1, 90, 8, seed=2), causal=True,
                                              window=20, cap=30.0),
 }
@@ -70,7 +71,8 @@ def interpreted(s: Schedule, inputs: list[np.ndarray], machine: Tuning) -> np.nd
         arrays = {}
         for n, (slot, place) in enumerate(zip(launch.kernel.slots, launch.places, strict=True)):
             if n == 0:
-                memory[place.kind, place.at] = np.zeros(max(_raw_count(slot.dtype, slot.count), 1), convert.storage_numpy(slot.dtype))
+                count = max(_raw_count(slot.dtype, slot.count), 1)
+                memory[place.kind, place.at] = np.zeros(count, convert.storage_numpy(slot.dtype))
             arrays[f"p{n}"] = memory[place.kind, place.at].reshape(-1)
         interpreter.run(program, arrays)
     return memory["output", 0]

@@ -4,6 +4,7 @@ without a single outside symbol. Whether it computes the right thing is checked 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -16,7 +17,8 @@ from devrt.registry import open
 from devrt.scheduler.plan import schedule
 from tests.compiler.test_lowering_lanes import EXPRESSIONS
 
-KINDS = ("map", "map bf16", "map int4", "gather", "sum rows", "softmax", "sum columns", "gemm epilogue", "gemv", "attention causal")
+KINDS = ("map", "map bf16", "map int4", "gather", "sum rows", "softmax", "sum columns", "gemm epilogue", "gemv",
+         "attention causal")
 MNEMONICS = {"aarch64": "fmla", "x86-64-avx2": "vfmadd", "x86-64-avx512": "zmm", "x86-64-spr": "zmm"}
 
 
@@ -50,8 +52,7 @@ def test_host_target_reports_what_the_cpu_has() -> None:
 
 
 def _cpuinfo() -> list[str]:
-    with io.open("/proc/cpuinfo") as f:
-        return f.read().splitlines()
+    return Path("/proc/cpuinfo").read_text().splitlines()
 
 
 def test_unknown_target() -> None:

@@ -372,7 +372,8 @@ class Emitter:
                 name = self.op(f"load {m}, ptr {ptr}, align {align}{invariant}")
             else:
                 c = self.op(f"insertelement <1 x i1> poison, i1 {self.scalar(mask)}, i64 0")
-                v = self.call(f"<1 x {m}>", f"llvm.masked.load.v1{_memory_suffix(m)}.p0", ("ptr", ptr), ("i32 immarg", str(align)),
+                v = self.call(f"<1 x {m}>", f"llvm.masked.load.v1{_memory_suffix(m)}.p0",
+                              ("ptr", ptr), ("i32 immarg", str(align)),
                               ("<1 x i1>", c), (f"<1 x {m}>", "zeroinitializer"))
                 name = self.op(f"extractelement <1 x {m}> {v}, i64 0")
         else:
