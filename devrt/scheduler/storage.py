@@ -52,5 +52,6 @@ def remember(node: Node, storage: Storage) -> Node:
 
 
 def known(node: Node) -> Node | None:
-    """The BUFFER node that holds the value of `node`, if it was computed."""
-    return _computed.get(node)
+    """The BUFFER node that holds the value of `node`, if it was computed on a device that is still open."""
+    b = _computed.get(node)
+    return b if b is not None and not b.arg.device.closed else None

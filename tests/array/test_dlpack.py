@@ -33,8 +33,11 @@ def quiet() -> Iterator[None]:
 
 
 def settle() -> None:
+    """Let go of everything: garbage, and what finished submissions still hold."""
     gc.collect()
-    registry.open("cpu").allocator.usage()  # type: ignore[attr-defined]
+    device = registry.open("cpu")
+    device.compute.wait(device.compute.submitted)  # type: ignore[attr-defined]
+    device.allocator.usage()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

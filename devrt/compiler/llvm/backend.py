@@ -18,6 +18,7 @@ _lock = threading.Lock()  # LLVM's global context is not thread-safe
 # LLVM 22 turns vpmov*2m and kmov into vmovmsk even where the vector is in a register (16 to 31) that vmovmsk cannot
 # name, and encodes another one: https://github.com/llvm/llvm-project/issues/191304
 _MISENCODED = re.compile(r"\bvp?movmsk\w+\s+%[xy]mm(1[6-9]|2\d|3[01])\b")
+_MOVMSK = re.compile(rb"\xc5.[\x50\xd7]|\xc4..[\x50\xd7]", re.DOTALL)  # VEX prefix, then MOVMSKPS/PD or PMOVMSKB
 
 
 @functools.cache
@@ -53,19 +54,28 @@ def _optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
             manager.run(function, builder)
 
 
-def _compile(program: lir.Program, target: Target) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
-    machine = _machine(target)
+def _module(program: lir.Program, target: Target) -> llvm.ModuleRef:
+    """The optimised module."""
     try:
         module = llvm.parse_assembly(llvm_ir(program, target))
         module.verify()
     except RuntimeError as e:
         raise CompileError(f"LLVM refuses the code of {program.name}", evidence=str(e).strip().splitlines()[0],
                            remedy="this is a defect of devrt: please report it with the LIR dump") from e
-    _optimise(module, machine)
-    moves_masks = any(i.op == "when" or (i.op == "lane_get" and i.out[0].dtype.kind == "bool") for i in lir.walk(program.body))
-    if moves_masks and target.has("avx512vl") and _MISENCODED.search(str(machine.emit_assembly(module.clone()))):
-        return _compile(program, named("x86-64-avx2"))  # which has no such registers
-    return module, machine
+    _optimise(module, _machine(target))
+    return module
+
+
+def _settled(program: lir.Program, target: Target) -> tuple[Target, bytes]:
+    """(target, object): `target`, or AVX2 where LLVM would encode the code for `target` wrongly.
+
+    Only an object that holds a movmsk at all is worth the second pass through the code generator that its text costs.
+    """
+    image = bytes(_machine(target).emit_object(_module(program, target)))
+    if target.has("avx512vl") and _MOVMSK.search(image):
+        if _MISENCODED.search(str(_machine(target).emit_assembly(_module(program, target)))):
+            return _settled(program, named("x86-64-avx2"))  # which has no such registers
+    return target, image
 
 
 def compile_program(program: lir.Program, target: Target) -> bytes:
@@ -75,12 +85,11 @@ def compile_program(program: lir.Program, target: Target) -> bytes:
     """
     lir.verify(program)
     with _lock:
-        module, machine = _compile(program, target)
-        return bytes(machine.emit_object(module))
+        return _settled(program, target)[1]
 
 
 def assembly(program: lir.Program, target: Target) -> str:
     """The machine code as assembly text."""
     with _lock:
-        module, machine = _compile(program, target)
-        return str(machine.emit_assembly(module))
+        used, _ = _settled(program, target)
+        return str(_machine(used).emit_assembly(_module(program, used)))
