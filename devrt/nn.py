@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from devrt.array import Array, Scalar, broadcast
+import numpy as np
+
+from devrt.array import Array, Scalar, asarray, broadcast
 from devrt.compiler import composite, derived
 from devrt.compiler import dtypes as dt
 from devrt.device import InvalidArgument
 from devrt.functions import (
-    _derived,
     arange,
+    argmax,
     concat,
+    cos,
     exp,
     expand_dims,
     log,
@@ -23,15 +26,21 @@ from devrt.functions import (
     max,
     maximum,
     mean,
+    moveaxis,
     pad,
+    random_uniform,
     reshape,
+    round,
     sigmoid,
+    sin,
     sqrt,
     sum,
+    take,
     take_along_axis,
     tanh,
     where,
 )
+from devrt.functions.basic import _derived
 
 
 def _wide(x: Array) -> Array:
@@ -77,7 +86,6 @@ def soft_cap(x: Array, cap: float = 30.0, /) -> Array:
 
 def softmax(x: Array, /, *, axis: int = -1) -> Array:
     """exp(x - max) / sum, the maximum always subtracted."""
-    from devrt.functions import moveaxis
     if axis % x.ndim != x.ndim - 1:
         return moveaxis(softmax(moveaxis(x, axis, x.ndim - 1)), x.ndim - 1, axis)
     return Array(composite.softmax(x.node))
@@ -168,10 +176,7 @@ def rope_tables(positions: Array, depth: int, /, *, theta: float = 10000.0) -> t
     if not positions.dtype.is_int or depth % 2:
         raise InvalidArgument("RoPE takes integer positions and an even depth",
                               evidence=f"{positions.dtype}, depth {depth}")
-    import numpy as np
 
-    from devrt.array import asarray
-    from devrt.functions import cos, sin
     inverse = asarray((theta ** -(np.arange(0, depth, 2, dtype=np.float64) / depth)).astype(np.float32))
     angle = expand_dims(positions.astype(dt.float32), axis=positions.ndim) * inverse
     return cos(angle), sin(angle)
@@ -241,7 +246,6 @@ def quantise(weight: Array, bits: Literal[8, 4] = 8, /, *, group: int | None = N
     top = float((1 << (bits - 1)) - 1)
     blocks = reshape(_wide(weight), (n, k // size, size))
     scale = max(abs(blocks), axis=-1, keepdims=True) / top
-    from devrt.functions import round
     codes = round(blocks / where(scale == 0, 1, scale)).astype(dt.int8 if bits == 8 else dt.int4)
     return reshape(codes, (n, k)), reshape(scale, (n, k // size))
 
@@ -259,13 +263,11 @@ def quantised_linear(x: Array, codes: Array, scales: Array, /) -> Array:
 
 def embedding(table: Array, tokens: Array, /) -> Array:
     """Rows of table [v, d] by tokens [..]; tokens outside are clipped."""
-    from devrt.functions import take
     return take(table, tokens, axis=0)
 
 
 def sample(logits: Array, /, *, temperature: Scalar = 1.0, seed: int, stream: int = 0) -> Array:
     """One index a row of logits [.., v], drawn from softmax(logits / temperature) by the Gumbel trick; 0 takes the best."""
-    from devrt.functions import argmax, random_uniform
     w = _wide(logits)
     if temperature == 0:
         return argmax(w, axis=-1)

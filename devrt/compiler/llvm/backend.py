@@ -72,9 +72,9 @@ def _settled(program: lir.Program, target: Target) -> tuple[Target, bytes]:
     Only an object that holds a movmsk at all is worth the second pass through the code generator that its text costs.
     """
     image = bytes(_machine(target).emit_object(_module(program, target)))
-    if target.has("avx512vl") and _MOVMSK.search(image):
-        if _MISENCODED.search(str(_machine(target).emit_assembly(_module(program, target)))):
-            return _settled(program, named("x86-64-avx2"))  # which has no such registers
+    suspect = target.has("avx512vl") and _MOVMSK.search(image)
+    if suspect and _MISENCODED.search(str(_machine(target).emit_assembly(_module(program, target)))):
+        return _settled(program, named("x86-64-avx2"))  # which has no such registers
     return target, image
 
 
