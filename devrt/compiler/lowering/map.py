@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from devrt.compiler import dtypes as dt
 from devrt.compiler.index import Axis
-from devrt.compiler.kernel import Kernel, Store, subexpressions
+from devrt.compiler.kernel import Ex, Kernel, Store, subexpressions
 from devrt.compiler.lir import Builder, Param, Program, Reg
 from devrt.compiler.lowering import expression
 from devrt.compiler.lowering.contract_plan import Tuning
@@ -64,8 +65,13 @@ def lower(k: Kernel, name: str, t: Tuning) -> Program:
 def _unroll(s: Store) -> int:
     """Vectors a turn. Their loads start together, which is what keeps memory busy: a long chain of operations fills the
     core's scheduler before the next vector's load is even seen. Code that is long already is not multiplied."""
-    ops = sum(200 if e.op is Op.SIN else 40 if e.op in TRANSCENDENTAL else 1 for e in subexpressions([s.value]))
+    ops = length([s.value])
     return 8 if ops <= 100 else 4 if ops <= 250 else 1
+
+
+def length(values: Sequence[Ex]) -> int:
+    """About how many instructions a vector of `values` takes."""
+    return sum(200 if e.op is Op.SIN else 40 if e.op in TRANSCENDENTAL else 1 for e in subexpressions(values))
 
 
 def streams(k: Kernel, s: Store, last: Axis, t: Tuning) -> bool:

@@ -16,7 +16,6 @@ from devrt.device import CompileError
 
 LANES = 64
 CHUNK = 16384
-TURNS = 2  # of 64 terms each, in one turn of a loop: their loads start together
 
 Terms = Callable[[Reg, "Reg | None"], Sequence[Reg]]
 
@@ -53,30 +52,32 @@ def ordered(kind: str, d: DType) -> bool:
     return d.is_float and kind in ("sum", "dot", "prod")
 
 
-def along_lanes(b: Builder, kind: str, d: DType, count: int, terms: Terms, scratch: Callable[[int], Shared]) -> Reg:
+def along_lanes(b: Builder, kind: str, d: DType, count: int, terms: Terms, scratch: Callable[[int], Shared],
+                turns: int = 2) -> Reg:
     """Reduce terms(k, mask), k = 0..count-1, with lanes along k. The result is the same in all lanes.
 
-    `scratch(n)` gives a shared array of n elements of `d`.
+    `scratch(n)` gives a shared array of n elements of `d`. A loop takes `turns` times 64 terms at once: their loads start
+    together, the order stays.
     """
     if LANES % b.lanes:
         raise CompileError(f"reductions need lanes that divide {LANES}, not {b.lanes}")
     if count <= CHUNK or not ordered(kind, d):
-        return _block(b, kind, d, b.idx(0), count, terms)
+        return _block(b, kind, d, b.idx(0), count, terms, turns)
     full, rest = divmod(count, CHUNK)
     partial = scratch(full + bool(rest))
 
     def chunk(c: Reg, _: list[Reg]) -> Sequence[Reg]:
-        b.store(partial, c, _block(b, kind, d, b.mul(c, b.idx(CHUNK)), CHUNK, terms))
+        b.store(partial, c, _block(b, kind, d, b.mul(c, b.idx(CHUNK)), CHUNK, terms, turns))
         return []
     b.loop(0, full, [], chunk)
     if rest:
-        b.store(partial, b.idx(full), _block(b, kind, d, b.idx(full * CHUNK), rest, terms))
+        b.store(partial, b.idx(full), _block(b, kind, d, b.idx(full * CHUNK), rest, terms, turns))
     b.barrier()
     again = "sum" if kind == "dot" else kind
     return along_lanes(b, again, d, full + bool(rest), lambda k, mask: [b.load(partial, k, mask)], scratch)
 
 
-def _block(b: Builder, kind: str, d: DType, start: Reg, count: int, terms: Terms) -> Reg:
+def _block(b: Builder, kind: str, d: DType, start: Reg, count: int, terms: Terms, turns: int) -> Reg:
     lanes, lane = b.lanes, b.lane()
     n = LANES // lanes
     start = b.add(start, lane)
@@ -87,17 +88,18 @@ def _block(b: Builder, kind: str, d: DType, start: Reg, count: int, terms: Terms
         at = b.add(start, i)
         return [fold(b, kind, a, terms(b.add(at, b.idx(u * lanes)), None)) for u, a in enumerate(carried)]
 
-    def turns(i: Reg, carried: list[Reg]) -> list[Reg]:
-        for n in range(TURNS):
-            carried = turn(b.add(i, b.idx(n * LANES)), carried)
+    def several(i: Reg, carried: list[Reg]) -> list[Reg]:
+        for k in range(turns):
+            carried = turn(b.add(i, b.idx(k * LANES)), carried)
         return carried
-    paired = whole // (TURNS * LANES) * TURNS * LANES if whole > TURNS * LANES else 0
-    if paired:
-        acc = b.loop(0, paired, acc, turns, step=TURNS * LANES)
-    if whole - paired == LANES:
-        acc = turn(b.idx(paired), acc)
-    elif whole > paired:
-        acc = b.loop(paired, whole, acc, turn, step=LANES)
+    step = turns * LANES
+    done = whole // step * step if whole > step else 0
+    if done:
+        acc = b.loop(0, done, acc, several, step=step)
+    if whole - done == LANES:
+        acc = turn(b.idx(done), acc)
+    elif whole > done:
+        acc = b.loop(done, whole, acc, turn, step=LANES)
     rest = count - whole
     for u in range(n):
         here = min(rest - u * lanes, lanes)

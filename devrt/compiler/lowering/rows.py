@@ -18,7 +18,7 @@ from devrt.compiler.lowering import expression
 from devrt.compiler.lowering.contract_plan import Tuning
 from devrt.compiler.lowering.expression import Scope, round_to
 from devrt.compiler.lowering.loops import rows_of_group, spread, sweep
-from devrt.compiler.lowering.map import streams, write
+from devrt.compiler.lowering.map import length, streams, write
 from devrt.compiler.lowering.reduction import Columns, along_lanes
 
 WORK = 16384  # elements a group should at least read
@@ -135,7 +135,9 @@ class _Rows:
             self.keep(n, here, at, mask)
             return values
         count = math.prod(a.size for a in s.inner)
-        return round_to(b, along_lanes(b, s.kind, s.dtype, count, terms, lambda size: self.partial(s.dtype, size)), s.out)
+        total = along_lanes(b, s.kind, s.dtype, count, terms, lambda size: self.partial(s.dtype, size),
+                            turns=8 if length(s.exprs) <= 8 else 2)
+        return round_to(b, total, s.out)
 
     def store(self, n: int, s: Store, scope: Scope) -> None:
         b = self.b
