@@ -85,7 +85,7 @@ def soft_cap(x: Array, cap: float = 30.0, /) -> Array:
 
 
 def softmax(x: Array, /, *, axis: int = -1) -> Array:
-    """exp(x - max) / sum, the maximum always subtracted."""
+    """exp(x - max) * (1 / sum), the maximum always subtracted."""
     if axis % x.ndim != x.ndim - 1:
         return moveaxis(softmax(moveaxis(x, axis, x.ndim - 1)), x.ndim - 1, axis)
     return Array(composite.softmax(x.node))
@@ -130,13 +130,13 @@ def cross_entropy(logits: Array, labels: Array, /, *, chunks: int = 1) -> Array:
 
 def rms_norm(x: Array, weight: Array | None = None, /, *, eps: float = 1e-6,
              cast: Literal["last", "before_weight"] = "last") -> Array:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32.
+    """x * (1 / sqrt(mean(x^2) + eps)) * weight over the last axis, in float32.
 
     cast "last" rounds to x's type after the weight; "before_weight" rounds first and multiplies in x's type: models differ
     in this, and so do the results.
     """
     w = _wide(x)
-    y = w / sqrt(mean(w * w, axis=-1, keepdims=True) + eps)
+    y = w * (1.0 / sqrt(mean(w * w, axis=-1, keepdims=True) + eps))
     if cast not in ("last", "before_weight"):
         raise InvalidArgument(f"rms_norm casts 'last' or 'before_weight', not {cast!r}")
     if cast == "before_weight":
@@ -158,10 +158,10 @@ def rms_norm_backward(dy: Array, x: Array, weight: Array, /, *, eps: float = 1e-
 
 
 def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, /, *, eps: float = 1e-5) -> Array:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis, in float32, rounded last."""
+    """(x - mean) * (1 / sqrt(var + eps)) * weight + bias over the last axis, in float32, rounded last."""
     w = _wide(x)
     centred = w - mean(w, axis=-1, keepdims=True)
-    y = centred / sqrt(mean(centred * centred, axis=-1, keepdims=True) + eps)
+    y = centred * (1.0 / sqrt(mean(centred * centred, axis=-1, keepdims=True) + eps))
     y = y if weight is None else y * weight.astype(y.dtype)
     y = y if bias is None else y + bias.astype(y.dtype)
     return y.astype(x.dtype)

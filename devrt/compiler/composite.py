@@ -57,10 +57,11 @@ MATH = NodeMath()
 
 
 def softmax(x: Node) -> Node:
-    """exp(x - max) / sum over the last axis, the row's maximum always subtracted. Narrow floats are computed in float32."""
+    """exp(x - max) * (1 / sum) over the last axis, the row's maximum always subtracted. Narrow floats are computed in float32."""
     wide = MATH.cast(x, dt.compute_type(x.dtype))
     axis = (len(x.shape) - 1,)
     top = expand(make(Op.REDUCE, (wide,), ("max", axis)), x.shape)
     e = derived.exp(MATH, MATH.add(wide, MATH.mul(top, constant(top, -1))))
-    total = expand(make(Op.REDUCE, (e,), ("sum", axis)), x.shape)
-    return MATH.cast(MATH.div(e, total), x.dtype)
+    total = make(Op.REDUCE, (e,), ("sum", axis))
+    inverse = expand(MATH.div(constant(total, 1), total), x.shape)  # one division a row
+    return MATH.cast(MATH.mul(e, inverse), x.dtype)

@@ -310,18 +310,17 @@ def _erf(o: _Ops[T], x: T) -> T:
 
 
 def gelu(m: Math[T], x: T) -> T:
-    """x*Phi(x), Phi the normal distribution, from its tail: no cancellation on either side of 0."""
+    """x*Phi(x), Phi the normal distribution: max(x, 0) - |x|*Phi(-|x|), which cancels on neither side of 0."""
     return _wide(m, x, _gelu)
 
 
 def _gelu(o: _Ops[T], x: T) -> T:
-    x = o.where(o.less(x, -o.t.tail_end), -o.t.tail_end, x)
     a = o.abs(x)
     a = o.where(o.less(o.t.tail_end, a), o.t.tail_end, a)
     half, low = o.product(o.mul(a, -0.5), a)
     p, n = o.exp(half, low)
-    tail = o.mul(p, o.tail(a))
-    return o.where(o.less(x, 0.0), o.scaled(o.mul(tail, x), n), o.mul(x, o.sub(1.0, o.scaled(tail, n))))
+    below = o.scaled(o.mul(o.mul(p, o.tail(a)), a), n)  # |x|*Phi(-|x|)
+    return o.sub(o.where(o.less(x, 0.0), -0.0, x), below)
 
 
 def gelu_tanh(m: Math[T], x: T) -> T:

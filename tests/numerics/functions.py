@@ -96,7 +96,7 @@ FUNCTIONS = {f.name: f for f in (
     Function("erf", _derived(derived.erf), lambda x: np.vectorize(math.erf, otypes=[float])(x), mp.erf,
              ((-1.5, 1.5), (-5, 5)), _bounds(1.35, 1.35), ((-6, 6),)),
     Function("gelu", _derived(derived.gelu), _gelu, lambda x: x * mp.erfc(-x / mp.sqrt(2)) / 2, ((-3, 3), (-15, 15)),
-             _bounds(5.5, 5.5), ((-38.7, 8),)),
+             _bounds(5.0, 5.0), ((-38.7, 8),)),
     Function("gelu_tanh", _derived(derived.gelu_tanh), _gelu_tanh, _mp_gelu_tanh, ((-3, 3), (-15, 15)),
              _bounds(3.5, 3.5), ((-22, 8),)),
     Function("pow", _derived(derived.pow), np.power, lambda x, y: x ** y, (), _bounds(0.98, 0.98), arguments=2),
