@@ -95,12 +95,13 @@ class Array:
 
     def realize(self) -> Array:
         """Compute it (asynchronously) and keep the result. Returns itself."""
-        realize(self)
+        if self.node.op is not Op.BUFFER:
+            realize(self)
         return self
 
     def wait(self) -> Array:
         """Compute it and block until that is done."""
-        run.wait(self.realize().storage)
+        run.wait(self.storage)
         return self
 
     @property

@@ -36,6 +36,7 @@ class Bound:
         self.arena = device.alloc(s.arena_bytes) if s.arena_bytes else None
         self.commands: CommandList = device.command_list()
         self.indexes = [self._record(launch) for launch in s.launches]
+        self.copied = frozenset(p for x in s.launches if x.compiled is None for p in x.places)
         self.uses: dict[Place, list[tuple[int, int]]] = {}
         for launch, index in zip(s.launches, self.indexes, strict=True):
             for position, place in enumerate(launch.places):
@@ -63,15 +64,16 @@ class Bound:
         """Other inputs of the same shapes, and fresh outputs, in the recorded list."""
         outputs = [Storage.alloc(shape, dtype, self.device) if k not in self.schedule.passthrough
                    else inputs[self.schedule.passthrough[k]] for k, (shape, dtype) in enumerate(self.schedule.outputs)]
-        moved = {Place("input", k) for k, (a, b) in enumerate(zip(self.inputs, inputs, strict=True)) if a is not b}
-        moved |= {Place("output", k) for k in range(len(outputs))}
+        moved = [Place("input", k) for k, (a, b) in enumerate(zip(self.inputs, inputs, strict=True)) if a is not b]
+        moved += [Place("output", k) for k in range(len(outputs))]
         self.inputs, self.outputs = list(inputs), outputs
-        if any(x.compiled is None and moved & set(x.places) for x in self.schedule.launches):
+        if not self.copied.isdisjoint(moved):
             self.commands = self.device.command_list()  # a copy's buffers can't be patched
             self.indexes = [self._record(x) for x in self.schedule.launches]
             return
-        for place, uses in self.uses.items():
-            if place in moved:
+        for place in moved:
+            uses = self.uses.get(place)
+            if uses:
                 value = self.argument(place)
                 for index, position in uses:
                     self.commands.patch(index, position, value)
