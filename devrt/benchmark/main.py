@@ -21,7 +21,7 @@ from devrt import registry
 from devrt.benchmark.cases import Case, cases
 from devrt.benchmark.measure import Measurement, duration, measure, rate
 from devrt.benchmark.roofline import draw
-from devrt.device import Device, Properties, Unsupported
+from devrt.device import Device, InvalidArgument, Properties, Unsupported
 
 SECONDS, QUICK_SECONDS = 0.5, 0.08
 
@@ -66,9 +66,11 @@ def run_bench(args: argparse.Namespace) -> int:
 def run_cases(device: Device, quick: bool, filters: Sequence[str],
               progress: Callable[[int, int, str], None]) -> tuple[list[Record], list[tuple[str, str]]]:
     """(records, (title, reason) of what the device can't do) for the cases whose title contains one of `filters`."""
-    calibrate = getattr(device, "calibrate", None)  # virtual devices have no speed to measure
-    p: Properties = calibrate() if calibrate is not None else device.properties
     wanted = [c for c in cases(quick) if not filters or any(f in c.title for f in filters)]
+    if not wanted:
+        raise InvalidArgument(f"no benchmark is called {' or '.join(filters)}",
+                              remedy=f"name a part of a title: {', '.join(sorted({c.group for c in cases(quick)}))}, ..")
+    p = device.calibrate(fresh=True)  # the limits of this machine as it is now
     records: list[Record] = []
     skipped: list[tuple[str, str]] = []
     for n, c in enumerate(wanted):

@@ -8,7 +8,7 @@ from html import escape
 
 from devrt.benchmark.measure import rate
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 560, 80, 260, 50, 60
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 980, 560, 100, 260, 50, 60
 COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#7b5ea7", "#b8860b", "#3d5a80")
 
 Point = tuple[str, float, float]  # name, FLOPs a byte, FLOPs a second

@@ -112,9 +112,9 @@ class CpuDevice:
             raise InvalidArgument(f"{commands!r} is no command list of this device")
         return Profile(commands)
 
-    def calibrate(self) -> Properties:
-        """The properties with measured peaks; measured (about a second) only if no earlier process has."""
-        if not self.properties.memory_bytes_per_s:
+    def calibrate(self, fresh: bool = False) -> Properties:
+        """The properties with measured peaks; measured (about a second) if asked to, or if no earlier process has."""
+        if fresh or not self.properties.memory_bytes_per_s:
             probe.measure(self)
         return self.properties
 
