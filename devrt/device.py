@@ -22,13 +22,14 @@ class DevrtError(Exception):
 
     what:     one sentence, what happened
     evidence: what was seen (an errno, a register, a path), or ""
-    remedy:   what the reader can do about it
+    remedy:   what the reader can do about it; where the raiser knows nothing better, the class's own advice
     """
 
     code = "error"
+    advice = "run `devrt doctor`"
 
     def __init__(self, what: str, *, evidence: str = "", remedy: str = "") -> None:
-        self.what, self.evidence, self.remedy = what, evidence, remedy
+        self.what, self.evidence, self.remedy = what, evidence, remedy or self.advice
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -42,36 +43,44 @@ class DevrtError(Exception):
 
 class DeviceNotFound(DevrtError):
     code = "device-not-found"
+    advice = "`devrt devices` lists what can be opened; `devrt doctor` says what is in the way"
 
 
 class PermissionDenied(DevrtError):
     code = "permission-denied"
+    advice = "`devrt doctor` prints the command that gives access"
 
 
 class DriverMismatch(DevrtError):
     code = "driver-mismatch"
+    advice = "install a driver version that devrt knows; `devrt doctor` names the one that runs"
 
 
 class OutOfMemory(DevrtError):
     code = "out-of-memory"
+    advice = "free arrays or work in smaller pieces"
 
 
 class InvalidArgument(DevrtError, ValueError):
     code = "invalid-argument"
+    advice = "the docstring of the function called says what it takes"
 
 
 class Unsupported(DevrtError):
     code = "unsupported"
+    advice = "README.md says what this version can do"
 
 
 class CompileError(DevrtError):
     code = "compile-error"
+    advice = "this is a defect of devrt: please report it with the output of DEVRT_DEBUG=3"
 
 
 class DeviceFault(DevrtError):
     """The device touched what it may not: `address`, `access` ("read", "write", "execute"), nearest allocation, kernel."""
 
     code = "device-fault"
+    advice = "close and open the device again; `devrt doctor` reads the kernel's log"
 
     def __init__(self, what: str, *, address: int | None = None, access: str = "", nearest: str = "", kernel: str = "",
                  evidence: str = "", remedy: str = "") -> None:
@@ -83,6 +92,7 @@ class DeviceHang(DevrtError):
     """The device stopped making progress: `completed` is the last signal value seen, `expected` the one waited for."""
 
     code = "device-hang"
+    advice = "close and open the device again; `devrt doctor` reads the kernel's log"
 
     def __init__(self, what: str, *, completed: int | None = None, expected: int | None = None,
                  evidence: str = "", remedy: str = "") -> None:
@@ -92,6 +102,7 @@ class DeviceHang(DevrtError):
 
 class DeviceLost(DevrtError):
     code = "device-lost"
+    advice = "open the device again; `devrt doctor` reads the kernel's log"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

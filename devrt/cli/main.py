@@ -89,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except DevrtError as error:
-        _complain(error.what + (f" ({error.evidence})" if error.evidence else ""),
-                  error.remedy or f"see `devrt {arguments.command} --help`")
+        _complain(error.what + (f" ({error.evidence})" if error.evidence else ""), error.remedy)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
