@@ -20,6 +20,8 @@ from devrt.scheduler.simplify import in_order
 
 SERIAL_WORK = 1 << 17  # elements that one group may handle alone before losing parallelism matters
 COPIES = 8  # places of one node that a kernel evaluates; what it needs at more becomes an array
+DEPTH = 3  # values that are both reduced and read on, one made from the other, in one kernel: norms need two
+LONG = 150  # ops one after another in one kernel
 OPERAND_OPS = 6  # element-wise ops evaluated while packing an operand; more are computed beforehand
 
 
@@ -40,6 +42,9 @@ class CopyStep:
     source: Node
 
 
+Steps = dict[Node, tuple[Step | CopyStep, Draft | None]]
+
+
 class Partition:
     """Draws the kernels for `roots` on a device of `units` compute units."""
 
@@ -55,15 +60,21 @@ class Partition:
         """The kernels, operands before their users."""
         self._store_expensive_shared()
         self._store_copied()
+        self._store_deep()
+        drafted: dict[Node, Draft] = {}
         while True:
-            steps = self._draft_all()
-            again = self._computed_twice(steps)
-            if not again:
+            before = set(self.arrays)
+            steps = self._draft_all(drafted)
+            self.arrays |= self._computed_twice(steps)
+            new = self.arrays - before
+            if not new:
                 return _ordered(steps)
-            self.arrays |= again
+            # A draft changes only where it computes something that is an array now.
+            drafted = {n: d for n, (_, d) in steps.items() if d is not None and d.inlined.isdisjoint(new)}
 
-    def _draft_all(self) -> dict[Node, tuple[Step | CopyStep, Draft | None]]:
-        steps: dict[Node, tuple[Step | CopyStep, Draft | None]] = {}
+    def _draft_all(self, drafted: dict[Node, Draft]) -> Steps:
+        """A kernel or copy for every array that the roots need; `drafted` holds kernels that are still right."""
+        steps: Steps = {}
         work = [r for r in self.roots if r.op is not Op.BUFFER]
         while work:
             n = work.pop()
@@ -75,8 +86,10 @@ class Partition:
                     self.arrays.add(n.src[0])
                     work.append(n.src[0])
                 continue
-            d = self._draft(n)
-            kir.verify(d.kernel)
+            d = drafted.get(n)
+            if d is None:
+                d = self._draft(n)
+                kir.verify(d.kernel)
             steps[n] = (Step(n, d.kernel, tuple(d.operands)), d)
             work.extend(d.operands)
         return steps
@@ -171,6 +184,24 @@ class Partition:
                 if len(consumers) > 1:
                     self.arrays.add(n)
 
+    def _store_deep(self) -> None:
+        """In a chain of x = f(x, reduction of x) every kernel would start from the first x: it starts anew every DEPTH-th.
+        So does a chain of more than LONG ops, which would be one endless kernel."""
+        depth: dict[Node, int] = {}
+        length: dict[Node, int] = {}
+        for n in topological(self.roots):
+            depth[n] = length[n] = 0
+            if self.stored(n) or n.op in (Op.REDUCE, Op.CONTRACT):
+                continue
+            depth[n] = max((depth[s] for s in n.src), default=0)
+            length[n] = 1 + max((length[s] for s in n.src), default=0)
+            readers = self.users.get(n, ())
+            if n.op in ELEMENTWISE and len(readers) > 1 and any(u.op in (Op.REDUCE, Op.CONTRACT) for u in readers):
+                depth[n] += 1
+            if n.op in ELEMENTWISE and (depth[n] > DEPTH or length[n] > LONG):
+                self.arrays.add(n)
+                depth[n] = length[n] = 0
+
     def _store_copied(self) -> None:
         """What one kernel would compute at more than COPIES places: sums of shifted sums double at every step."""
         order = topological(self.roots)
@@ -192,7 +223,7 @@ class Partition:
             for s in n.src:
                 places.setdefault(s, set()).update(moved)
 
-    def _computed_twice(self, steps: dict[Node, tuple[Step | CopyStep, Draft | None]]) -> set[Node]:
+    def _computed_twice(self, steps: Steps) -> set[Node]:
         """Costly nodes that more than one kernel computes, the ones nearest to the roots."""
         count: dict[Node, int] = {}
         for _, d in steps.values():
@@ -202,7 +233,7 @@ class Partition:
                  and n not in self.arrays}
         if not twice:
             return set()
-        below = {s for n in twice for s in topological([n])[:-1]}
+        below = set(topological([x for n in twice for x in n.src]))
         top = twice - below
         # A transcendental is stored as the widest element-wise value that all its kernels share.
         return {self._widen(n, count) for n in top}
@@ -215,7 +246,7 @@ class Partition:
             n = above[0]
 
 
-def _ordered(steps: dict[Node, tuple[Step | CopyStep, Draft | None]]) -> list[Step | CopyStep]:
+def _ordered(steps: Steps) -> list[Step | CopyStep]:
     order: list[Step | CopyStep] = []
     done: set[Node] = set()
     stack = [(n, False) for n in reversed(list(steps))]

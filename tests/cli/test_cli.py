@@ -104,7 +104,7 @@ def test_a_devrt_error_is_a_sentence_and_a_remedy(monkeypatch: pytest.MonkeyPatc
     assert one_sentence_and_remedy(capsys.readouterr().err) == ("no room (ENOMEM)", "free some")
 
 
-def test_an_error_without_a_remedy_of_its_own_gives_its_class_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_without_its_own_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fail_with(monkeypatch, OutOfMemory("no room"))
     assert cli.main(["devices"]) == FAILED
     assert one_sentence_and_remedy(capsys.readouterr().err) == ("no room", OutOfMemory.advice)

@@ -151,3 +151,17 @@ def test_bytes_of_every_type() -> None:
     for d in dt.ALL:
         assert d.nbytes(0) == 0 and d.nbytes(1000) == 1000 * d.bits // 8
     assert [dt.int4.nbytes(n) for n in range(5)] == [0, 1, 1, 2, 2]
+
+
+def test_long_chains_stay_cheap() -> None:
+    """Chains far longer than Python's stack, of maps and of norms along alternating axes."""
+    x = devrt.zeros(16)
+    for _ in range(2000):
+        x = x + 1.0
+    assert x.numpy().tolist() == [2000.0] * 16
+    host = np.random.default_rng(0).random((6, 7), dtype=np.float32) + np.float32(0.5)
+    y, want = devrt.asarray(host), host.astype(np.float64)
+    for k in range(120):
+        y = y / y.sum(axis=k % 2, keepdims=True)
+        want = want / want.sum(axis=k % 2, keepdims=True)
+    np.testing.assert_allclose(y.numpy(), want, rtol=1e-4)
