@@ -283,8 +283,9 @@ class Builder:
 
     # ----- memory and lanes
 
-    def load(self, mem: Param | Shared, index: Reg, mask: Reg | None = None) -> Reg:
-        return self.emit("load", mem.dtype, index, *((mask,) if mask is not None else ()), mem=mem)
+    def load(self, mem: Param | Shared, index: Reg, mask: Reg | None = None, stream: bool = False) -> Reg:
+        """`stream`: the loads around it run on through memory, so that what follows is worth fetching early."""
+        return self.emit("load", mem.dtype, index, *((mask,) if mask is not None else ()), mem=mem, stream=stream)
 
     def store(self, mem: Param | Shared, index: Reg, value: Reg, mask: Reg | None = None, stream: bool = False) -> None:
         """`stream` marks data that will not be read again soon (non-temporal where the device has it), and promises
@@ -464,7 +465,8 @@ def line(i: Inst) -> str:
         return f"{outs} = const {v!r}"
     if i.op == "load" or i.op == "table":
         assert i.mem is not None
-        return f"{outs} = {i.op} {i.mem.name}[{i.args[0]}]" + (f" if {i.args[1]}" if len(i.args) > 1 else "")
+        stream = ".stream" if i.attrs.get("stream") else ""
+        return f"{outs} = {i.op}{stream} {i.mem.name}[{i.args[0]}]" + (f" if {i.args[1]}" if len(i.args) > 1 else "")
     if i.op == "store":
         assert i.mem is not None
         return (f"store{'.stream' if i.attrs.get('stream') else ''} {i.mem.name}[{i.args[0]}] = {i.args[1]}"

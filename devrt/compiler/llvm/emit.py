@@ -17,6 +17,9 @@ from devrt.compiler.lir import Inst, Reg
 from devrt.compiler.llvm import narrow, operations
 from devrt.device import CompileError
 
+PREFETCH_FROM = 2 << 20  # bytes of an array that no second-level cache keeps
+PREFETCH_AHEAD = 4096
+
 
 def llvm_type(d: DType) -> str:
     """The LLVM type of a register of `d`."""
@@ -99,6 +102,7 @@ class Emitter:
         self.label = "entry"
         self.index = llvm_type(program.index)
         self.metadata: list[str] = []
+        self.depth = 0  # loops around the instruction at hand
 
     # ----- text
 
@@ -382,6 +386,7 @@ class Emitter:
             if not index.uniform and index.stride == 1 and index.base:
                 ptr = self.element(i, index.base)
                 if mask is None:
+                    self.prefetch(i, ptr)
                     name = self.op(f"load {vm}, ptr {ptr}, align {align}{invariant}")
                 else:
                     name = self.call(vm, f"llvm.masked.load.v{self.n}{_memory_suffix(m)}.p0", ("ptr", ptr),
@@ -394,6 +399,15 @@ class Emitter:
             t = m if uniform else self.vec(m)
             name = self.op(f"icmp ne {t} {name}, {'0' if uniform else 'zeroinitializer'}")
         self.define(out, name, uniform)
+
+    def prefetch(self, i: Inst, ptr: str) -> None:
+        """Ask for what a loop over a large array will read soon: behind a long chain of arithmetic the core itself sees the
+        next load too late. A prefetch beyond the array is harmless."""
+        if not (self.depth and i.attrs.get("stream") and isinstance(i.mem, lir.Param)):
+            return
+        if i.mem.dtype.nbytes(i.mem.count) >= PREFETCH_FROM and self.n * i.mem.dtype.bits >= 256:
+            ahead = self.op(f"getelementptr i8, ptr {ptr}, i64 {PREFETCH_AHEAD}")
+            self.call("void", "llvm.prefetch.p0", ("ptr", ahead), ("i32 immarg", "0"), ("i32 immarg", "3"), ("i32 immarg", "1"))
 
     do_table = do_load
 
@@ -459,7 +473,9 @@ class Emitter:
         more = self.op(f"icmp slt {t} {counter}, {hi}")
         self.line(f"br i1 {more}, label %{body}, label %{done}")
         self.block(body)
+        self.depth += 1
         self.run_block(i.body)
+        self.depth -= 1
         results = [self.use(r, u) for r, u in zip(i.body[-1].args, uniform, strict=True)]
         self.line(f"br label %{latch}")
         self.block(latch)

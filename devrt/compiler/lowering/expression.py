@@ -22,18 +22,21 @@ from devrt.device import CompileError
 class Scope:
     """Evaluates expressions where `axes` gives the position and `values` what earlier stages computed.
 
-    `mask`, if any, says in which lanes the point exists: loads outside touch nothing. Registers are remembered, so a
+    `mask`, if any, says in which lanes the point exists: loads outside touch nothing. `stream` says that lanes and loops
+    run along the arrays, so that loads may fetch ahead. Registers are remembered, so a
     Scope must not outlive the block it was made in.
     """
 
     def __init__(self, b: Builder, params: list[Param], axes: dict[Axis, Reg], values: dict[Name, Reg],
-                 mask: Reg | None = None) -> None:
+                 mask: Reg | None = None, stream: bool = False) -> None:
         self.b, self.params, self.axes, self.values, self.mask = b, params, axes, values, mask
+        self.stream = stream
         self.known: dict[int, Reg] = {}
 
     def at(self, axes: dict[Axis, Reg], mask: Reg | None = None) -> Scope:
         """The same scope at more axes, in an inner block."""
-        return Scope(self.b, self.params, self.axes | axes, self.values, mask if mask is not None else self.mask)
+        return Scope(self.b, self.params, self.axes | axes, self.values, mask if mask is not None else self.mask,
+                     self.stream)
 
     # ----- indexes
 
@@ -94,7 +97,7 @@ class Scope:
             mask = own if mask is None else b.and_(mask, own)
         param = self.params[slot]
         if e.dtype is not dt.int4:
-            return b.cast(b.load(param, self.index(index), mask), compute_type(e.dtype))
+            return b.cast(b.load(param, self.index(index), mask, self.stream), compute_type(e.dtype))
         i = self.index(index)
         byte = b.cast(b.load(param, b.div(i, b.idx(2)), mask), dt.int32)
         left = b.sub(b.const(dt.int32, 28), b.cast(b.mul(b.rem(i, b.idx(2)), b.idx(4)), dt.int32))

@@ -40,7 +40,7 @@ def lower(k: Kernel, name: str, t: Tuning) -> Program:
     stream = streams(k, store, last, t)
 
     def point(row: Reg) -> Scope:
-        return Scope(b, params, spread(b, row, outer), {})
+        return Scope(b, params, spread(b, row, outer), {}, stream=True)
 
     def element(scope: Scope, at: Reg, mask: Reg | None) -> None:
         write(b, params, store, scope.at({last: at}, mask), stream)

@@ -104,7 +104,7 @@ class _Rows:
 
     def row(self, row: Reg) -> None:
         b = self.b
-        scope = Scope(b, self.params, spread(b, row, self.k.grid), {})
+        scope = Scope(b, self.params, spread(b, row, self.k.grid), {}, stream=True)
         for n, s in enumerate(self.k.stages):
             if isinstance(s, Reduce):
                 scope.values[s.name] = self.reduce(n, s, scope)
