@@ -171,7 +171,6 @@ class Properties:
     features: frozenset[str] = field(default_factory=frozenset)
     peak_f32_flops_per_s: float = 0.0
     memory_bytes_per_s: float = 0.0
-    address_granularity: int = 1
 
 
 @runtime_checkable

@@ -127,8 +127,8 @@ ColumnTerms = Callable[[Reg, int], Sequence[Reg]]
 class Columns:
     """Reductions with lanes across `vectors` vectors of columns: the 64 virtual lanes are rows of a shared array."""
 
-    def __init__(self, b: Builder, vectors: int, mask: Callable[[int], Reg | None]) -> None:
-        self.b, self.vectors, self.mask = b, vectors, mask
+    def __init__(self, b: Builder, vectors: int) -> None:
+        self.b, self.vectors = b, vectors
         self.width = vectors * b.lanes
         self.arrays: dict[tuple[DType, int], Shared] = {}
 

@@ -177,7 +177,7 @@ class _Columns:
         masks = [b.lt(c, b.idx(self.axis.size)) if ragged else None for c in columns]
         outer = spread(b, row, self.outer)
         scopes = [Scope(b, self.params, outer | {self.axis: c}, {}, m) for c, m in zip(columns, masks, strict=True)]
-        reducer = Columns(b, self.vectors, lambda v: masks[v])
+        reducer = Columns(b, self.vectors)
         results: dict[Name, Shared] = {}
 
         def here(v: int, inner: tuple[Axis, ...], at: Reg) -> Scope:
