@@ -133,10 +133,25 @@ def products(quick: bool) -> Iterator[Case]:
         for n, k in ((2048, 2048),) if quick else ((4096, 4096), (11008, 2048)):
             yield Case("gemv", f"{t} {n}x{k}", _work(lambda a, b: devrt.matmul(a, b), (n, k), (k,), dtype=t),
                        2.0 * n * k, t.nbytes(n * k + k + n))
+    # Where a product pays off depends on what surrounds it: the kernel alone is above, with both transfers here.
+    for m in (64, 512) if quick else (64, 512, 2048):
+        yield Case("gemm", f"float32 {m}x{m}x{m} from and to host", _host_to_host(m), 2.0 * m**3, 4.0 * 3 * m * m)
     n, k = (2048, 2048) if quick else (11008, 2048)
     for bits in (8, 4):
         yield Case("gemv", f"int{bits} weights {n}x{k}", _quantised(n, k, bits),
                    2.0 * n * k, n * k * bits / 8 + 4.0 * (2 * n + k))
+
+
+def _host_to_host(m: int) -> Callable[[Device], Run]:
+    def build(device: Device) -> Run:
+        a, b = (np.array(_normal(device, (m, m)).numpy()) for _ in range(2))
+        product = devrt.capture(lambda x, y: x @ y)
+
+        def run() -> object:
+            x, y = (devrt.asarray(h, device=device.uri, copy=True) for h in (a, b))
+            return np.array(product(x, y).numpy())
+        return run
+    return build
 
 
 def _quantised(n: int, k: int, bits: int) -> Callable[[Device], Run]:
