@@ -15,15 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import devrt
+from devrt.paths import cache_folder
 
 _MAGIC = b"devrt1\n"
-
-
-def folder() -> Path:
-    """$DEVRT_CACHE, else $XDG_CACHE_HOME/devrt, else ~/.cache/devrt."""
-    if (own := os.environ.get("DEVRT_CACHE")) is not None:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "devrt"
 
 
 @functools.cache
@@ -43,7 +37,7 @@ def key(*parts: str) -> str:
 def load(name: str) -> tuple[dict[str, Any], bytes] | None:
     """(metadata, payload), or None if there is no whole entry of that name."""
     try:
-        blob = (folder() / name[:2] / name).read_bytes()
+        blob = (cache_folder() / name[:2] / name).read_bytes()
     except OSError:
         return None
     head = len(_MAGIC)
@@ -59,7 +53,7 @@ def store(name: str, metadata: dict[str, Any], payload: bytes) -> bool:
     text = json.dumps(metadata).encode()
     body = len(text).to_bytes(4, "little") + text + payload
     blob = _MAGIC + hashlib.sha256(body).digest() + body
-    target = folder() / name[:2] / name
+    target = cache_folder() / name[:2] / name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".new-")

@@ -10,7 +10,7 @@ import enum
 import math
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -338,11 +338,3 @@ def users(roots: Sequence[Node]) -> dict[Node, list[Node]]:
         for s in n.src:
             table.setdefault(s, []).append(n)
     return table
-
-
-def walk_shapes(shape: Shape) -> Iterator[tuple[int, int]]:
-    """(size, row-major stride) of every axis."""
-    stride = math.prod(shape)
-    for n in shape:
-        stride //= max(n, 1)
-        yield n, stride

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from devrt.cpu.processor import cache_directory, compile_image
+from devrt.cpu.processor import compile_image
 from devrt.ioctl.system import System
+from devrt.paths import cache_folder
 
 if TYPE_CHECKING:
     from devrt.cpu.device import CpuDevice
@@ -58,7 +59,7 @@ def _path(system: System) -> Path:
     cpu = system.read_text("/proc/cpuinfo").split("\n\n")[0]
     identity = [line for line in cpu.splitlines() if line.startswith(("model", "flags", "cpu family"))]
     key = hashlib.sha256("\n".join([*identity, str(system.host().affinity)]).encode()).hexdigest()[:16]
-    return cache_directory() / f"peaks-{key}.json"
+    return cache_folder() / f"peaks-{key}.json"
 
 
 def _copy_rate(device: CpuDevice) -> float:

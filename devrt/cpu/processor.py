@@ -21,6 +21,7 @@ import cffi
 from devrt.cpu.program import Code, load_object
 from devrt.device import InvalidArgument, Unsupported
 from devrt.ioctl.system import System
+from devrt.paths import cache_folder
 
 SPIN_NS = 30_000  # how long a worker spins before it sleeps: longer than a futex wake-up, shorter than a time slice
 
@@ -148,7 +149,7 @@ def host_image(system: System) -> Image:
     cpu = [line for line in system.read_text("/proc/cpuinfo").split("\n\n")[0].splitlines()
            if line.split(":")[0].strip() in ("model name", "flags", "cpu family", "model")]
     key = hashlib.sha256("\n".join([text, *cpu]).encode()).hexdigest()[:24]
-    path = cache_directory() / f"command-processor-{key}"
+    path = cache_folder() / f"command-processor-{key}"
     image = _read_cache(path)
     if image is None:
         image = compile_image(text)
@@ -168,10 +169,6 @@ def compile_image(text: str) -> Image:
     module = llvm.parse_assembly(text)
     module.verify()
     return Image(machine.emit_object(module), cpu, tuple(sorted(name for name, present in features.items() if present)))
-
-
-def cache_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "devrt"
 
 
 def _read_cache(path: Path) -> Image | None:

@@ -136,7 +136,7 @@ def wait(s: Storage) -> None:
 
 
 def to_device(node: Node, device: Device) -> Node:
-    """The array `node` (a BUFFER) on another device; copies run on the copy queue."""
+    """The array `node` (a BUFFER) on `device`: itself where it is there. Raises Unsupported between different devices."""
     source: Storage = node.arg
     if source.device is device:
         return node

@@ -97,10 +97,10 @@ def test_exit_with_everything_still_referenced(end: str) -> None:
 
 
 def test_a_damaged_or_foreign_cache_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("DEVRT_CACHE", str(tmp_path))
     system = LinuxSystem()
     image = processor.host_image(system)
-    (file,) = (tmp_path / "devrt").iterdir()
+    (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     for damaged in (b"", whole[:-1], whole[:-1] + b"x", b"{}\n", b"[]\n" + whole, b"\xff\n"):
         file.write_bytes(damaged)
@@ -109,7 +109,7 @@ def test_a_damaged_or_foreign_cache_is_not_executed(tmp_path: Path, monkeypatch:
     file.write_bytes(b"{}")
     file.chmod(0o666)
     assert processor.host_image(system) == image
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    monkeypatch.setenv("DEVRT_CACHE", "/proc/nowhere")
     assert processor.host_image(system) == image
 
 
@@ -204,7 +204,7 @@ def test_close_reports_a_kernel_that_does_not_end(monkeypatch: pytest.MonkeyPatc
 def test_measured_peaks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from devrt.cpu import probe
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("DEVRT_CACHE", str(tmp_path))
     monkeypatch.setattr(probe, "COPY_BYTES", 16 << 20)
     monkeypatch.setattr(probe, "FMA_TURNS", 20_000)
     device = CpuDevice()
