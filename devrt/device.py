@@ -175,19 +175,21 @@ class Properties:
 
 @runtime_checkable
 class Buffer(Protocol):
-    """A range of memory on one device. `address` is the device's; `host()` is a writable byte view where there is one.
+    """A range of memory on one device. `address` is the device's; `host()` is a byte view where there is one.
 
-    Given back by Device.free, or with its last reference.
+    Given back by Device.free, or with its last reference. `borrowed`: made by Device.wrap, the memory belongs to someone
+    else and may be read-only; nothing may write to it, so it is never donated to a result.
     """
 
     nbytes: int
     address: int
     placement: Placement
+    borrowed: bool
 
     @property
     def device(self) -> Device: ...
     def host(self) -> memoryview:
-        """The bytes as the host sees them. Raises Unsupported where the host can't see them."""
+        """The bytes as the host sees them, read-only where borrowed. Raises Unsupported where the host can't see them."""
         ...
 
 

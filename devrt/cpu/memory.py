@@ -93,6 +93,10 @@ class Retirement:
             while self._waiting and self._reached(self._waiting[0][0]):
                 self._waiting.popleft()[1]()
 
+    def idle(self) -> bool:
+        """Whether everything queued so far is done. Takes no lock."""
+        return self._reached(self._stamp())
+
 
 class Allocator:
     """Gives and takes back Blocks. `limit` is the memory of the machine (or of its container) in bytes."""
@@ -104,6 +108,7 @@ class Allocator:
         self._slabs: dict[int, int] = {}  # address -> blocks that are not free
         self._slab_at = self._slab_end = 0
         self._dropped: deque[Block] = deque()  # appended to by finalizers, which may run inside any of our own lines
+        self._owners: deque[object] = deque()  # of borrowed memory, likewise
         self._closed = False
         self._live = self._pending = self._cached = self._mapped = 0
 
@@ -125,6 +130,11 @@ class Allocator:
         if self._closed and not exiting():
             with self._lock:
                 self._collect()
+
+    def outlast(self, owner: object) -> None:
+        """Keep the owner of borrowed memory until the work queued so far is done. From a finalizer: takes no lock."""
+        if not self._retirement.idle():
+            self._owners.append(owner)
 
     def give(self, block: Block) -> None:
         """Free `block`; it is reused when the work queued so far is done."""
@@ -168,6 +178,9 @@ class Allocator:
             self._live -= block.nbytes
             self._pending += block.nbytes
             self._retirement.later(lambda block=block: self._recycle(block))  # type: ignore[misc]
+        while self._owners:
+            owner = self._owners.popleft()
+            self._retirement.later(lambda owner=owner: _let_go(owner))  # type: ignore[misc]
         self._retirement.collect()
 
     def _recycle(self, block: Block) -> None:
@@ -265,20 +278,25 @@ def _meminfo(system: System, key: str) -> int:
 
 
 class CpuBuffer:
-    """A range of host memory. Dropping the last reference frees it too; a view of `host()` counts as a reference."""
+    """A range of host memory. Dropping the last reference frees it too; a view of `host()` counts as a reference.
+
+    `borrowed` memory was wrapped: it belongs to someone else (an ndarray, the pages of a file) and may be read-only, so
+    results are never put there.
+    """
 
     def __init__(self, device: CpuDevice, nbytes: int, address: int, placement: Placement, block: Block | None,
                  owner: object = None) -> None:
         self.device, self.nbytes, self.address, self.placement = device, nbytes, address, placement
-        self.freed = False
+        self.freed, self.borrowed = False, block is None
         self.lists: weakref.WeakSet[CpuCommandList] | None = None  # those that use it; told when it is freed
         self._block, self._owner = block, owner
 
     def host(self) -> memoryview:
-        """The bytes, writable. Contents are settled once the work that writes them has been waited for. Raises
-        InvalidArgument after free."""
+        """The bytes, writable unless borrowed. Contents are settled once the work that writes them has been waited for.
+        Raises InvalidArgument after free."""
         self.check()
-        return byte_view(self.address, self.nbytes, self)
+        bytes_ = byte_view(self.address, self.nbytes, self)
+        return bytes_.toreadonly() if self.borrowed else bytes_
 
     def check(self) -> None:
         if self.freed:
@@ -302,9 +320,11 @@ class CpuBuffer:
             self.device.retirement.later(lambda: _let_go(owner))
 
     def __del__(self) -> None:
-        block = getattr(self, "_block", None)
+        block, owner = getattr(self, "_block", None), getattr(self, "_owner", None)
         if block is not None:
             self.device.allocator.drop(block)
+        elif owner is not None:
+            self.device.allocator.outlast(owner)
 
     def __repr__(self) -> str:
         return f"<cpu buffer of {self.nbytes} bytes at {self.address:#x}{', freed' if self.freed else ''}>"
