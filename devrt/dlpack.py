@@ -112,6 +112,7 @@ def export(storage: Storage, versioned: bool, copy: bool | None) -> Any:
 
 def memory(storage: Storage, element: np.dtype[Any]) -> NDArray[Any]:
     """The host memory of a storage as a one-dimensional array, which keeps the storage alive."""
+    storage.shared = True
     nbytes = storage.nbytes
     held = (ctypes.c_char * max(nbytes, 1)).from_address(storage.buffer.address)
     held._storage = storage  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Graphs that several layers must agree on: the derived functions over nodes, and softmax.
+"""Graphs that several layers must agree on: the derived functions over nodes, softmax, and the update of rows.
 
 The Array API builds them and the scheduler recognises them, by building them again: equal nodes are one object.
 """
@@ -65,3 +65,36 @@ def softmax(x: Node) -> Node:
     total = make(Op.REDUCE, (e,), ("sum", axis))
     inverse = expand(MATH.div(constant(total, 1), total), x.shape)  # one division a row
     return MATH.cast(MATH.mul(e, inverse), x.dtype)
+
+
+def update_rows(old: Node, new: Node, start: Node) -> Node:
+    """old [n, ..] with its rows from the integer scalar `start` on replaced by new [t, ..]; start is clipped to 0..n-t."""
+    n, t, d = old.shape[0], new.shape[0], start.dtype
+    at = MATH.where(MATH.less(start, constant(start, 0)), constant(start, 0), start) if d.kind == "int" else start
+    at = MATH.where(MATH.less(constant(at, n - t), at), constant(at, n - t), at)
+    return _update_at(old, new, at)
+
+
+def _update_at(old: Node, new: Node, at: Node) -> Node:
+    n, t = old.shape[0], new.shape[0]
+    slots = make(Op.IOTA, (), (n, dt.int64))
+    first = expand(make(Op.RESHAPE, (MATH.cast(at, dt.int64),), (1,)), (n,))
+    row = MATH.add(slots, MATH.mul(first, constant(first, -1)))
+    fresh = MATH.bitand(MATH.less(constant(row, -1), row), MATH.less(row, constant(row, t)))
+    if len(old.shape) > 1:
+        fresh = expand(make(Op.RESHAPE, (fresh,), (n, *(1,) * (len(old.shape) - 1))), old.shape)
+    return MATH.where(fresh, make(Op.GATHER, (new, row)), old)
+
+
+def updated_rows(n: Node) -> tuple[Node, Node, Node] | None:
+    """(old, new, start) where `n` is update_rows of them, its start already clipped; None where it is something else."""
+    if n.op is not Op.WHERE or n.src[1].op is not Op.GATHER or n.src[1].src[1].op is not Op.ADD:
+        return None
+    old, (new, row) = n.src[2], n.src[1].src
+    at = row.src[1]
+    for op in (Op.MUL, Op.EXPAND, Op.RESHAPE):
+        if at.op is op:
+            at = at.src[0]
+    if at.op is Op.CAST:
+        at = at.src[0]
+    return (old, new, at) if at.shape == () and _update_at(old, new, at) is n else None

@@ -260,8 +260,10 @@ class Kernel:
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes that must cross the memory interface: every slot once."""
-        return sum(s.nbytes for s in self.slots)
+        """Bytes that must cross the memory interface: what is read once, and every element that is stored."""
+        stored = sum(self.slots[s.slot].dtype.nbytes(math.prod(a.size for a in {*self.grid, *s.inner}))
+                     for s in self.stages if isinstance(s, Store))
+        return stored + sum(s.nbytes for s in self.slots if not s.writable)
 
 
 def visible_pairs(s: Attend) -> int:

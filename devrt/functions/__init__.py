@@ -77,6 +77,7 @@ from devrt.functions.movement import (
     take,
     take_along_axis,
     tile,
+    update_rows,
 )
 from devrt.functions.products import matmul, outer, tensordot, vecdot
 from devrt.functions.random import astype, bitcast, random_bits, random_normal, random_uniform, result_type
@@ -106,5 +107,5 @@ __all__ = [
     "not_equal", "ones", "ones_like", "outer", "pad", "permute_dims", "pi", "pow", "prod", "random_bits", "random_normal",
     "random_uniform", "reciprocal", "remainder", "repeat", "reshape", "result_type", "roll", "round", "sigmoid", "sign",
     "signbit", "sin", "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum", "take", "take_along_axis", "tan",
-    "tanh", "tensordot", "tile", "tril", "triu", "trunc", "var", "vecdot", "where", "zeros", "zeros_like",
+    "tanh", "tensordot", "tile", "tril", "triu", "trunc", "update_rows", "var", "vecdot", "where", "zeros", "zeros_like",
 ]

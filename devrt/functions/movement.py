@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from devrt.array import Array, Scalar, asarray, broadcast
+from devrt.compiler import composite
 from devrt.compiler import dtypes as dt
 from devrt.compiler.ops import Op, make
 from devrt.device import InvalidArgument
@@ -147,3 +148,19 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     wide = clip(where(wide < 0, wide + n, wide), 0, n - 1)
     base = reshape(arange(rows) * n, (*moved.shape[:-1], 1))
     return moveaxis(take(reshape(moved, (-1,)), wide + base), x.ndim - 1, at)
+
+
+def update_rows(x: Array, rows: Array, start: Array | int, /) -> Array:
+    """x [n, ..] with `rows` [t, ..] in place of its rows start..start+t; start is clipped to 0..n-t.
+
+    In a captured function that was given x to keep (capture(donate=...)) only these rows are written, where x lies.
+    """
+    at = asarray(start)
+    if x.ndim == 0 or rows.shape[1:] != x.shape[1:] or rows.ndim != x.ndim or rows.shape[0] > x.shape[0]:
+        raise InvalidArgument("update_rows puts rows [t, ..] into x [n, ..] with t <= n",
+                              evidence=f"x {list(x.shape)}, rows {list(rows.shape)}")
+    if at.shape != () or not at.dtype.is_int or at.dtype is dt.int4:
+        raise InvalidArgument("update_rows starts at an integer scalar", evidence=f"{at.dtype}{list(at.shape)}")
+    if rows.dtype is not x.dtype:
+        raise InvalidArgument(f"rows are {rows.dtype}, x is {x.dtype}", remedy="use rows.astype(x.dtype)")
+    return x if rows.shape[0] == 0 else Array(composite.update_rows(x.node, rows.node, at.node))

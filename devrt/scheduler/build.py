@@ -218,6 +218,17 @@ def _indexes(e: Ex) -> list[Index]:
             for x in subexpressions([e]) if x.op in ("load", "inside", "index")]
 
 
+def into_rows(d: Draft, root: Node, start: Node) -> Draft:
+    """`d`, which computes rows, storing them into `root` (an array that is there already) from the row `start` on."""
+    t, rest = d.root.shape[0], math.prod(root.shape[1:])
+    d.kernel.slots[0] = Slot(root.dtype, root.size, True)
+    first = dynamic(d.expr(start, ()), root.shape[0] - t + 1) * rest
+    for s in d.kernel.stages:
+        if isinstance(s, Store):
+            s.index = first + s.index
+    return d
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Rows
 

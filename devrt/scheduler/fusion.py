@@ -7,15 +7,16 @@ partition is drawn again. All decisions follow from the graph's shapes, so a giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from devrt.compiler import dtypes as dt
 from devrt.compiler import kernel as kir
+from devrt.compiler.composite import updated_rows
 from devrt.compiler.kernel import Kernel
-from devrt.compiler.ops import ELEMENTWISE, TRANSCENDENTAL, Node, Op, topological, users
+from devrt.compiler.ops import ELEMENTWISE, TRANSCENDENTAL, Node, Op, make, topological, users
 from devrt.scheduler import attention
-from devrt.scheduler.build import INLINE, Draft, draft_contract, draft_map, draft_rows
+from devrt.scheduler.build import INLINE, Draft, draft_contract, draft_map, draft_rows, into_rows
 from devrt.scheduler.simplify import in_order
 
 SERIAL_WORK = 1 << 17  # elements that one group may handle alone before losing parallelism matters
@@ -46,10 +47,11 @@ Steps = dict[Node, tuple[Step | CopyStep, Draft | None]]
 
 
 class Partition:
-    """Draws the kernels for `roots` on a device of `units` compute units."""
+    """Draws the kernels for `roots` on a device of `units` compute units. Roots of `in_place` are update_rows of an array
+    that they may overwrite: their kernels store the new rows alone."""
 
-    def __init__(self, roots: Sequence[Node], units: int) -> None:
-        self.roots, self.units = list(roots), units
+    def __init__(self, roots: Sequence[Node], units: int, in_place: Collection[Node] = ()) -> None:
+        self.roots, self.units, self.in_place = list(roots), units, in_place
         self.arrays: set[Node] = set(roots)
         self.users = users(self.roots)
 
@@ -96,6 +98,8 @@ class Partition:
 
     def _draft(self, root: Node) -> Draft:
         """The best kernel for one root: attention, then a product with its epilogue, then rows, then a map."""
+        if root in self.in_place:
+            return self._draft_update(root)
         if root.dtype is dt.int4:
             return draft_map(root, self.stored)  # two elements share a byte: only maps store those
         anchor = self._anchor(root)
@@ -114,6 +118,14 @@ class Partition:
             self._store_shared_factors(rows)
             return draft_rows(root, self.stored, lambda n: not in_order(n), self._worth) or rows
         return draft_map(root, self.stored)
+
+    def _draft_update(self, root: Node) -> Draft:
+        """The kernel of the new rows, storing into the array that `root` updates."""
+        found = updated_rows(root)
+        assert found is not None
+        _, new, start = found
+        inner = make(Op.RESHAPE, (new,), (new.shape[0], 1, *new.shape[1:])) if self.stored(new) else new
+        return into_rows(self._draft(inner), root, start)
 
     def _worth(self, rows: int, work: int) -> bool:
         return rows >= 2 * self.units or work <= SERIAL_WORK
@@ -265,6 +277,6 @@ def _ordered(steps: Steps) -> list[Step | CopyStep]:
     return order
 
 
-def partition(roots: Sequence[Node], units: int) -> list[Step | CopyStep]:
+def partition(roots: Sequence[Node], units: int, in_place: Collection[Node] = ()) -> list[Step | CopyStep]:
     """The kernels and copies that compute `roots` (simplified), in an order that respects dependencies."""
-    return Partition(roots, units).run()
+    return Partition(roots, units, in_place).run()

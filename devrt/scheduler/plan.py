@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from devrt.compiler import dtypes as dt
 from devrt.compiler.compile import Compiled, compile_kernel
+from devrt.compiler.composite import updated_rows
 from devrt.compiler.dtypes import DType
 from devrt.compiler.kernel import Kernel
-from devrt.compiler.ops import Node, Op, Shape, make, topological
+from devrt.compiler.ops import Node, Op, Shape, make, topological, users
 from devrt.device import Properties
 from devrt.scheduler.fusion import CopyStep, Step, partition
 from devrt.scheduler.simplify import simplify
@@ -47,7 +49,8 @@ class Launch:
 @dataclass(eq=False)
 class Schedule:
     """Launches in order. `outputs` are the roots' shapes and types; `arena_bytes` the temporaries' memory, of
-    `temporary_bytes` had each its own; `passthrough` maps a root that is an input to that input."""
+    `temporary_bytes` had each its own; `passthrough` maps a root that is an input to that input, `in_place` one that is
+    written into an input's memory to that."""
 
     launches: list[Launch]
     outputs: list[tuple[Shape, DType]]
@@ -55,12 +58,15 @@ class Schedule:
     arena_bytes: int
     temporary_bytes: int
     passthrough: dict[int, int]
+    in_place: dict[int, int]
 
 
-def make_schedule(roots: Sequence[Node], inputs: Sequence[Node], p: Properties) -> Schedule:
-    """Schedule `roots` (already simplified), which read the BUFFER nodes `inputs`, for a device."""
+def make_schedule(roots: Sequence[Node], inputs: Sequence[Node], p: Properties, donated: Collection[int] = ()) -> Schedule:
+    """Schedule `roots` (already simplified), which read the BUFFER nodes `inputs`, for a device. The memory of the
+    `donated` inputs, by number, may be overwritten."""
     unique = list(dict.fromkeys(roots))
-    steps = partition([r for r in unique if r.op is not Op.BUFFER and r.size], p.compute_units)
+    targets = _in_place(unique, inputs, donated)
+    steps = partition([r for r in unique if r.op is not Op.BUFFER and r.size], p.compute_units, targets)
     place: dict[Node, Place] = {n: Place("input", k) for k, n in enumerate(inputs)}
     passthrough = {}
     for k, r in enumerate(roots):
@@ -78,7 +84,22 @@ def make_schedule(roots: Sequence[Node], inputs: Sequence[Node], p: Properties) 
             launches.append(Launch(s.node.shape, s.kernel, _compile(s.kernel, p),
                                    (place[s.node], *(place[o] for o in s.operands)), 0))
     return Schedule(launches, [(r.shape, r.dtype) for r in roots], len(inputs), arena,
-                    sum(t.nbytes for t in temporaries), passthrough)
+                    sum(t.nbytes for t in temporaries), passthrough,
+                    {k: targets[r] for k, r in enumerate(roots) if r in targets and place[r].at == k})
+
+
+def _in_place(roots: Sequence[Node], inputs: Sequence[Node], donated: Collection[int]) -> dict[Node, int]:
+    """root -> the donated input whose rows it updates, where nothing else reads that input."""
+    if not donated:
+        return {}
+    readers = users(roots)
+    number = {n: k for k, n in enumerate(inputs) if k in donated}
+    found = {}
+    for r in roots:
+        update = updated_rows(r) if r.dtype is not dt.int4 else None  # two int4 share a byte
+        if update is not None and update[0] in number and set(readers[update[0]]) == {r} and update[0] not in roots:
+            found[r] = number[update[0]]
+    return found
 
 
 _compiled: dict[object, Compiled] = {}
@@ -186,10 +207,12 @@ _SCHEDULES = 1024
 _lock = threading.Lock()
 
 
-def schedule(roots: Sequence[Node], p: Properties) -> tuple[Schedule, list[Node]]:
-    """(schedule, inputs) for `roots`, their BUFFER nodes in the schedule's order; known structures are not planned again."""
+def schedule(roots: Sequence[Node], p: Properties, donated: Collection[Node] = ()) -> tuple[Schedule, list[Node]]:
+    """(schedule, inputs) for `roots`, their BUFFER nodes in the schedule's order; known structures are not planned again.
+    The memory of the `donated` BUFFER nodes may be overwritten by results."""
     key, inputs = structure(roots)
-    full = (key, _target(p))
+    numbers = tuple(k for k, n in enumerate(inputs) if n in donated)
+    full = (key, numbers, _target(p))
     with _lock:
         found = _schedules.get(full)
         if found is not None:
@@ -199,7 +222,7 @@ def schedule(roots: Sequence[Node], p: Properties) -> tuple[Schedule, list[Node]
     for n in topological(roots):
         if n not in new:
             new[n] = make(n.op, tuple(new[s] for s in n.src), n.arg)
-    made = make_schedule(simplify([new[r] for r in roots], p.compute_units), [new[n] for n in inputs], p)
+    made = make_schedule(simplify([new[r] for r in roots], p.compute_units), [new[n] for n in inputs], p, numbers)
     with _lock:
         _schedules[full] = made
         while len(_schedules) > _SCHEDULES:

@@ -31,8 +31,7 @@ class Bound:
 
     def __init__(self, s: Schedule, device: Device, inputs: Sequence[Storage]) -> None:
         self.schedule, self.device, self.inputs = s, device, list(inputs)
-        self.outputs = [Storage.alloc(shape, dtype, device) if k not in s.passthrough else self.inputs[s.passthrough[k]]
-                        for k, (shape, dtype) in enumerate(s.outputs)]
+        self.outputs = self._results(inputs)
         self.arena = device.alloc(s.arena_bytes) if s.arena_bytes else None
         self.commands: CommandList = device.command_list()
         self.indexes = [self._record(launch) for launch in s.launches]
@@ -41,6 +40,13 @@ class Bound:
         for launch, index in zip(s.launches, self.indexes, strict=True):
             for position, place in enumerate(launch.places):
                 self.uses.setdefault(place, []).append((index, position))
+
+    def _results(self, inputs: Sequence[Storage]) -> list[Storage]:
+        """Where the roots go: memory of their own, or an input's."""
+        s = self.schedule
+        return [inputs[s.passthrough[k]] if k in s.passthrough
+                else Storage(shape, dtype, self.device, inputs[s.in_place[k]].buffer) if k in s.in_place
+                else Storage.alloc(shape, dtype, self.device) for k, (shape, dtype) in enumerate(s.outputs)]
 
     def _record(self, launch: Launch) -> int:
         if launch.compiled is None:
@@ -62,8 +68,7 @@ class Bound:
 
     def rebind(self, inputs: Sequence[Storage]) -> None:
         """Other inputs of the same shapes, and fresh outputs, in the recorded list."""
-        outputs = [Storage.alloc(shape, dtype, self.device) if k not in self.schedule.passthrough
-                   else inputs[self.schedule.passthrough[k]] for k, (shape, dtype) in enumerate(self.schedule.outputs)]
+        outputs = self._results(inputs)
         moved = [Place("input", k) for k, (a, b) in enumerate(zip(self.inputs, inputs, strict=True)) if a is not b]
         moved += [Place("output", k) for k in range(len(outputs))]
         self.inputs, self.outputs = list(inputs), outputs
@@ -128,6 +133,16 @@ def realize(nodes: Sequence[Node]) -> list[Node]:
         return roots
 
 
+def duplicate(s: Storage) -> Storage:
+    """A copy of `s` on its device, in memory of its own, queued behind what writes it."""
+    out = Storage.alloc(s.shape, s.dtype, s.device)
+    if s.nbytes:
+        commands = s.device.command_list()
+        commands.copy(out.buffer, s.buffer, s.nbytes)
+        out.ready = s.device.compute.submit(commands)
+    return out
+
+
 def wait(s: Storage) -> None:
     """Block until what writes `s` is done."""
     if s.ready:
@@ -143,4 +158,4 @@ def to_device(node: Node, device: Device) -> Node:
     raise Unsupported(f"no copies from {source.device.uri} to {device.uri}", remedy="this version has one device, cpu")
 
 
-__all__ = ["Bound", "buffer_node", "device_of", "program", "realize", "to_device", "wait"]
+__all__ = ["Bound", "buffer_node", "device_of", "duplicate", "program", "realize", "to_device", "wait"]

@@ -101,3 +101,98 @@ def test_copies_are_new_memory_and_are_replayed() -> None:
         x = f32(40, seed=seed)
         assert np.array_equal(step(x).numpy(), x.numpy() * 2 + x.numpy())
     assert [k.kind for k in devrt.explain(step).kernels].count("copy") == 2
+
+
+def decode(x: Array, w: Array, start: Array, cache: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    new = nn.rms_norm(nn.linear(x, w))
+    grown = {name: devrt.update_rows(c, new * float(n + 1), start) for n, (name, c) in enumerate(cache.items())}
+    return (grown["k"] * grown["v"]).sum(axis=0), grown
+
+
+def zeros(rows: int = 50) -> dict[str, Array]:
+    return {name: devrt.zeros((rows, 32)).realize() for name in "kv"}
+
+
+@pytest.mark.parametrize("t", [1, 3, 20, 50])
+def test_donated_rows_are_written_in_place(t: int) -> None:
+    plain, donating = devrt.capture(decode), devrt.capture(decode, donate=("cache",))
+    w, kept, given = f32(32, 64), zeros(), zeros()
+    places = {name: a.storage.buffer.address for name, a in given.items()}
+    expected = np.zeros((50, 32), np.float32)
+    for seed, at in enumerate((0, 4, 7, 45, 60, -3)):  # starts outside are clipped
+        x, start = f32(t, 64, seed=seed), devrt.asarray(np.array(at))
+        a, kept = plain(x, w, start, kept)
+        b, given = donating(x, w, start, given)
+        assert a.numpy().tobytes() == b.numpy().tobytes()
+        row = min(max(at, 0), 50 - t)
+        expected[row:row + t] = nn.rms_norm(nn.linear(x, w)).numpy()
+    assert {name: a.storage.buffer.address for name, a in given.items()} == places
+    assert np.array_equal(given["k"].numpy(), expected) and np.array_equal(given["v"].numpy(), expected * 2)
+    assert np.array_equal(kept["k"].numpy(), expected) and np.array_equal(kept["v"].numpy(), expected * 2)
+
+
+def test_what_was_donated_cannot_be_read() -> None:
+    step = devrt.capture(decode, donate=("cache",))
+    x, w, start, cache = f32(1, 64), f32(32, 64), devrt.asarray(np.array(3)), zeros()
+    step(x, w, start, cache=cache)
+    for use in (lambda: cache["k"].numpy(), lambda: (cache["k"] + 1.0).numpy(), lambda: step(x, w, start, cache=cache)):
+        with pytest.raises(devrt.InvalidArgument, match="donated to a captured function"):
+            use()
+
+
+def test_memory_that_others_see_is_not_overwritten() -> None:
+    step = devrt.capture(decode, donate=("cache",))
+    x, w, start = f32(2, 64), f32(32, 64), devrt.asarray(np.array(3))
+    mine = np.zeros((50, 32), np.float32)
+    one = devrt.zeros((50, 32)).realize()
+    view = one.numpy()
+    _, out = step(x, w, start, {"k": devrt.asarray(mine), "v": one})
+    assert not mine.any() and not view.any() and out["k"].numpy().any()
+    same = devrt.zeros((50, 32)).realize()
+    _, out = step(x, w, start, {"k": same, "v": same})
+    assert np.array_equal(out["v"].numpy(), out["k"].numpy() * 2)
+
+
+def test_updates_whose_old_value_is_still_read_get_new_memory() -> None:
+    def function(x: Array, start: Array, cache: Array) -> tuple[Array, Array]:
+        grown = devrt.update_rows(cache, x, start)
+        return grown, cache.sum(axis=0)
+    step = devrt.capture(function, donate=("cache",))
+    cache = f32(10, 8)
+    before = cache.numpy().copy()
+    grown, total = step(f32(2, 8, seed=1), devrt.asarray(np.array(4)), devrt.asarray(before.copy()))
+    assert np.allclose(total.numpy(), before.sum(axis=0), atol=1e-5)
+    before[4:6] = f32(2, 8, seed=1).numpy()
+    assert np.array_equal(grown.numpy(), before)
+
+
+def test_donation_of_what_is_returned_or_closed_over() -> None:
+    step = devrt.capture(lambda a, b: (a, a + b), donate=("a",))
+    a = (f32(4) + 0.0).realize()
+    same, total = step(a, f32(4, seed=1))
+    assert same.storage is a.storage and np.array_equal(a.numpy(), f32(4).numpy())
+    assert np.allclose(total.numpy(), f32(4).numpy() + f32(4, seed=1).numpy())
+    fixed = f32(6, 4)
+    with pytest.raises(devrt.InvalidArgument, match="closes over"):
+        devrt.capture(lambda x: x + fixed, donate=("x",))(fixed)
+    with pytest.raises(devrt.InvalidArgument, match="no parameter"):
+        devrt.capture(lambda x: x, donate=("cache",))
+
+
+@pytest.mark.parametrize("dtype", [devrt.int8, devrt.bfloat16, devrt.int4, devrt.float64])
+def test_update_rows_of_every_width(dtype: devrt.DType) -> None:
+    x, rows = f32(9, 6).astype(dtype), (f32(4, 6, seed=1) * 3.0).astype(dtype)
+    step = devrt.capture(lambda x, rows, start: devrt.update_rows(x, rows, start), donate=("x",))
+    want = x.numpy().copy()
+    want[2:6] = rows.numpy()
+    assert np.array_equal(devrt.update_rows(x, rows, 2).numpy(), want)
+    assert np.array_equal(step(x, rows, devrt.asarray(np.array(2, np.uint8))).numpy(), want)
+
+
+def test_update_rows_refuses_what_does_not_fit() -> None:
+    x = f32(4, 3)
+    for rows, start in ((f32(5, 3), 0), (f32(2, 2), 0), (f32(3), 0), (f32(2, 3), 1.5), (f32(2, 3).astype(devrt.int32), 0),
+                        (f32(2, 3), devrt.arange(2))):
+        with pytest.raises(devrt.InvalidArgument):
+            devrt.update_rows(x, rows, start)  # type: ignore[arg-type]
+    assert devrt.update_rows(x, f32(0, 3), 2) is x

@@ -78,8 +78,9 @@ def streams(k: Kernel, s: Store, last: Axis, t: Tuning) -> bool:
     """Whether the output is large and every vector of it aligned, so that non-temporal stores pay."""
     slot = k.slots[s.slot]
     vector = t.lanes * slot.dtype.bits // 8
+    steps = [last.size, *(c for a, c in s.index.terms if a is not last)]
     return (slot.nbytes >= STREAM_BYTES and s.index.coefficient(last) == 1 and vector % 16 == 0
-            and last.size * slot.dtype.bits // 8 % vector == 0)
+            and all(c * slot.dtype.bits // 8 % vector == 0 for c in steps))
 
 
 def write(b: Builder, params: list[Param], s: Store, scope: Scope, stream: bool = False) -> None:
