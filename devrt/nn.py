@@ -10,13 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from devrt.array import Array, Scalar, asarray, broadcast
+from devrt.array import Array, asarray, broadcast
 from devrt.compiler import composite, derived
 from devrt.compiler import dtypes as dt
 from devrt.device import InvalidArgument
 from devrt.functions import (
     arange,
-    argmax,
     concat,
     cos,
     exp,
@@ -28,7 +27,6 @@ from devrt.functions import (
     mean,
     moveaxis,
     pad,
-    random_uniform,
     reshape,
     round,
     sigmoid,
@@ -41,6 +39,7 @@ from devrt.functions import (
     where,
 )
 from devrt.functions.basic import _derived
+from devrt.sampling import sample
 
 
 def _wide(x: Array) -> Array:
@@ -264,15 +263,6 @@ def quantised_linear(x: Array, codes: Array, scales: Array, /) -> Array:
 def embedding(table: Array, tokens: Array, /) -> Array:
     """Rows of table [v, d] by tokens [..]; tokens outside are clipped."""
     return take(table, tokens, axis=0)
-
-
-def sample(logits: Array, /, *, temperature: Scalar = 1.0, seed: int, stream: int = 0) -> Array:
-    """One index a row of logits [.., v], drawn from softmax(logits / temperature) by the Gumbel trick; 0 takes the best."""
-    w = _wide(logits)
-    if temperature == 0:
-        return argmax(w, axis=-1)
-    u = maximum(random_uniform(logits.shape, seed=seed, stream=stream), 2.0**-25)
-    return argmax(w / float(temperature) - log(-log(u)), axis=-1)
 
 
 __all__ = ["attention", "cross_entropy", "embedding", "gelu", "layer_norm", "linear", "log_softmax", "logsumexp",
