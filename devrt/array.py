@@ -363,9 +363,7 @@ def _wrapped(raw: np.ndarray[Any, Any], dtype: DType, device: str | None, copy: 
     target = registry.open(device or "cpu")
     if held.size == 0:
         return buffer_node(Storage.alloc(held.shape, dtype, target))
-    storage = Storage(held.shape, dtype, target, target.wrap(held.ctypes.data, held.nbytes, held))
-    storage.shared = held is raw
-    return buffer_node(storage)
+    return buffer_node(Storage(held.shape, dtype, target, target.wrap(held.ctypes.data, held.nbytes, held)))
 
 
 def from_dlpack(x: Any, /, *, device: str | None = None, copy: builtins.bool | None = None) -> Array:

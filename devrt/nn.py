@@ -169,14 +169,19 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
 # ----- positions
 
 
-def rope_tables(positions: Array, depth: int, /, *, theta: float = 10000.0) -> tuple[Array, Array]:
+def rope_tables(positions: Array, depth: int, /, *, theta: float = 10000.0,
+                frequencies: Array | None = None) -> tuple[Array, Array]:
     """(cos, sin) float32 [.., depth/2] for integer positions [..]. Positions stay integer, angles float32: in bfloat16
-    positions 8189, 8190 and 8191 would all be 8192."""
-    if not positions.dtype.is_int or depth % 2:
-        raise InvalidArgument("RoPE takes integer positions and an even depth",
-                              evidence=f"{positions.dtype}, depth {depth}")
+    positions 8189, 8190 and 8191 would all be 8192.
 
-    inverse = asarray((theta ** -(np.arange(0, depth, 2, dtype=np.float64) / depth)).astype(np.float32))
+    frequencies [depth/2], radians a position, are theta^(-2n/depth) unless given (models stretch them for long contexts).
+    """
+    if not positions.dtype.is_int or depth % 2 or frequencies is not None and frequencies.shape != (depth // 2,):
+        raise InvalidArgument("RoPE takes integer positions, an even depth and a frequency for every pair",
+                              evidence=f"{positions.dtype}, depth {depth}")
+    inverse = frequencies
+    if inverse is None:
+        inverse = asarray((theta ** -(np.arange(0, depth, 2, dtype=np.float64) / depth)).astype(np.float32))
     angle = expand_dims(positions.astype(dt.float32), axis=positions.ndim) * inverse
     return cos(angle), sin(angle)
 

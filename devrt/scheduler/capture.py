@@ -156,7 +156,7 @@ class Recording:
             if id(s) in fixed:
                 raise InvalidArgument(f"this {s.dtype}{list(s.shape)} is donated, and the function closes over it as well",
                                       remedy="pass it as an argument only")
-            if s.shared or id(s) in seen:
+            if s.shared or s.buffer.borrowed or id(s) in seen:
                 out[i] = Array(buffer_node(run.duplicate(s)))
             seen.add(id(s))
         return out

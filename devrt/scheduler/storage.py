@@ -14,7 +14,7 @@ class Storage:
     """A dense row-major array of `shape` and `dtype` on `device`. Its memory goes back with the buffer's last reference.
 
     `ready` is the value of the compute queue's timeline at which its contents are written (0: now). `shared` says that
-    somebody outside reads the memory too, or owns it: nothing may be written there.
+    somebody outside looks at the memory, so that nothing else may be written there.
     """
 
     __slots__ = ("__weakref__", "_buffer", "device", "dtype", "ready", "shape", "shared")
