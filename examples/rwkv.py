@@ -129,43 +129,47 @@ def wkv_chunk(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s:
 
 
 def hidden_states(c: Config, w: Weights, tokens: devrt.Array, state: State) -> tuple[devrt.Array, State]:
-    """What the last norm gives for tokens [t]: [t, dim], and the state after them."""
+    """What the last norm gives for tokens [t]: [t, dim], and the state after them. Both are float32, whatever the weights are
+    stored as."""
     t = tokens.shape[0]
 
     def norm(name: str, x: devrt.Array) -> devrt.Array:
         return nn.layer_norm(x, w[f"rwkv.{name}.weight"], w[f"rwkv.{name}.bias"], eps=c.eps)
+
+    def vector(name: str) -> devrt.Array:
+        return w[f"rwkv.{name}"].astype(devrt.float32).reshape(c.dim)
 
     def shifted(x: devrt.Array, last: devrt.Array) -> devrt.Array:
         """x [t, dim] one token late, `last` before it."""
         first = devrt.expand_dims(last, axis=0)
         return first if t == 1 else devrt.concat([first, x[:-1]], axis=0)
 
-    x = norm("blocks.0.pre_ln", nn.embedding(w["rwkv.embeddings.weight"], tokens))
+    x = norm("blocks.0.pre_ln", nn.embedding(w["rwkv.embeddings.weight"], tokens).astype(devrt.float32))
     after = []
     for layer, s in enumerate(state):
-        at = f"rwkv.blocks.{layer}"
+        at = f"blocks.{layer}"
 
         def mixed(name: str, h: devrt.Array, before: devrt.Array, at: str = at) -> devrt.Array:
             """The projection `name` of h and what was before it, mixed channel by channel."""
             part, _, kind = name.partition(".")
-            mix = w[f"{at}.{part}.time_mix_{kind}"].reshape(c.dim)
-            return nn.linear(h * mix + before * (1 - mix), w[f"{at}.{name}.weight"])
-        h = norm(f"blocks.{layer}.ln1", x)
+            mix = vector(f"{at}.{part}.time_mix_{kind}")
+            return nn.linear(h * mix + before * (1 - mix), w[f"rwkv.{at}.{name}.weight"])
+        h = norm(f"{at}.ln1", x)
         before = shifted(h, s.time)
         r, k, v = (mixed(f"attention.{n}", h, before) for n in ("receptance", "key", "value"))
         s = s._replace(time=h[t - 1])
-        decay, first = -devrt.exp(w[f"{at}.attention.time_decay"]), w[f"{at}.attention.time_first"]
+        decay, first = -devrt.exp(vector(f"{at}.attention.time_decay")), vector(f"{at}.attention.time_first")
         if t == 1:
             mean, s = wkv_step(decay, first, k[0], v[0], s)
         else:
             mean, s = wkv_chunk(decay, first, k, v, s)
-        x = x + nn.linear(devrt.sigmoid(r) * mean, w[f"{at}.attention.output.weight"])
+        x = x + nn.linear(devrt.sigmoid(r) * mean, w[f"rwkv.{at}.attention.output.weight"])
 
-        h = norm(f"blocks.{layer}.ln2", x)
+        h = norm(f"{at}.ln2", x)
         before = shifted(h, s.channel)
         r, k = (mixed(f"feed_forward.{n}", h, before) for n in ("receptance", "key"))
         after.append(s._replace(channel=h[t - 1]))
-        x = x + devrt.sigmoid(r) * nn.linear(nn.squared_relu(k), w[f"{at}.feed_forward.value.weight"])
+        x = x + devrt.sigmoid(r) * nn.linear(nn.squared_relu(k), w[f"rwkv.{at}.feed_forward.value.weight"])
     return norm("ln_out", x), tuple(after)
 
 
