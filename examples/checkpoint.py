@@ -120,7 +120,7 @@ class Config:
         head_dim = fields.optional("head_dim", fields.count)
         if head_dim is None and heads and dim % heads:
             fields.problems.append(f"hidden_size {dim} is not divisible by num_attention_heads {heads}")
-        made = {
+        made: dict[str, Any] = {
             "vocab": fields.count("vocab_size"), "dim": dim, "layers": fields.count("num_hidden_layers"), "heads": heads,
             "kv_heads": fields.count("num_key_value_heads") if mistral
             else fields.optional("num_key_value_heads", fields.count) or heads,
