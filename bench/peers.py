@@ -14,36 +14,29 @@ tinygrad needs clang (in PATH, or named by $CC); where it does not run, the repo
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-THREADS = 2
-HERE = Path(__file__).parent
+sys.path.insert(0, str(Path(__file__).parent))
+
+from report import HERE, THREADS, Progress, environment, heading, load, record, write
+
 _SCRATCH = tempfile.TemporaryDirectory(prefix="devrt-peers-")
-# Threads and caches of the peers: read when they are imported.
-os.environ |= {"OPENBLAS_NUM_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS),
-               "NUM_CPU_THREADS": str(THREADS), "TORCHINDUCTOR_CACHE_DIR": f"{_SCRATCH.name}/inductor",
-               "CACHEDB": f"{_SCRATCH.name}/tinygrad.db", "DEV": "CPU"}
+# Caches of the peers: read when they are imported.
+os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{_SCRATCH.name}/inductor", "CACHEDB": f"{_SCRATCH.name}/tinygrad.db", "DEV": "CPU"}
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from tabulate import tabulate  # noqa: E402
-
-sys.path.insert(0, str(HERE))
-
 from peer_cases import CASES, PEERS, Builder, Case, Target  # noqa: E402
+from tabulate import tabulate  # noqa: E402
 
 import devrt  # noqa: E402
 from devrt.benchmark.measure import Measurement, duration, interleave  # noqa: E402
@@ -137,21 +130,6 @@ OWN: dict[str, Callable[[int], Row | list[Row]]] = {"replay": replayed, "compile
 # Report
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True).stdout.strip()
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.machine())
-    commit, dirty = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", str(HERE.parent / "devrt"))
-    versions = {p: metadata.version(p) for p in ("numpy", "torch", "tinygrad", "llvmlite")}
-    return {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "cpu": cpu,
-            "cores": len(os.sched_getaffinity(0)), "threads": THREADS, "commit": commit + ("+changes" if dirty else ""),
-            "python": platform.python_version(), **versions, "load": " ".join(f"{x:.2f}" for x in os.getloadavg())}
-
-
 def time_cell(row: Row, peer: str) -> str:
     if peer in row["missing"]:
         return "n/a"
@@ -194,10 +172,8 @@ def notes(rows: list[Row]) -> list[str]:
 
 
 def markdown(env: dict[str, Any], rows: list[Row]) -> str:
-    facts = ", ".join(f"{k} {v}" for k, v in env.items() if k not in ("date", "cpu"))
-    return (f"# devrt beside its peers on the CPU\n\n{env['date']}, {env['cpu']}: {facts}.\n"
-            "Made by `python bench/peers.py --write`; raw figures in `cpu-peers.json`.\n\n"
-            f"{table(rows, 'pipe')}\n\n" + "\n".join(f"- {n}" for n in notes(rows)) + "\n")
+    return (heading("devrt beside its peers on the CPU", env, "python bench/peers.py --write", "cpu-peers.json")
+            + f"{table(rows, 'pipe')}\n\n" + "\n".join(f"- {n}" for n in notes(rows)) + "\n")
 
 
 def main() -> int:
@@ -215,44 +191,32 @@ def main() -> int:
     if args.quick and not args.only:
         wanted.remove("gemm 4096")
     peers = frozenset(args.peers.split(","))
-    env = environment()
+    env = environment(("numpy", "torch", "tinygrad", "llvmlite"))
     builder = Builder(peers, tinygrad_missing() if "tinygrad" in peers else "")
     rows: list[Row] = []
-    start = time.monotonic()
-
-    def progress(name: str, done: int = 0) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{len(rows)}/{len(wanted)} {name} {'.' * (done // len(PEERS))} {time.monotonic() - start:.0f} s",
-                  end="", file=sys.stderr, flush=True)
+    progress = Progress(len(wanted))
     for name in wanted:
-        progress(name)
+        progress.begin(name)
         if name in OWN:
             made = OWN[name](rounds)
             rows += made if isinstance(made, list) else [made]
-            continue
-        case, turns = CASES[name](builder), [0]
-
-        def tick(name: str = name, turns: list[int] = turns) -> None:
-            turns[0] += 1
-            progress(name, turns[0])
-        rows.append(shared_row(case, max(3, rounds // 3) if name == "gemm 4096" else rounds, tick))
-        torch._dynamo.reset()
-        if not sys.stderr.isatty():
-            print(f"{time.monotonic() - start:5.0f} s  {name}", file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
-    env["load at the end"] = " ".join(f"{x:.2f}" for x in os.getloadavg())
+        else:
+            fewer = max(3, rounds // 3) if name == "gemm 4096" else rounds
+            rows.append(shared_row(CASES[name](builder), fewer, progress.tick))
+            torch._dynamo.reset()
+        progress.end()
+        if not progress.shown:
+            print(f"{progress.seconds:5.0f} s  {name}", file=sys.stderr, flush=True)
+    progress.clear()
+    env["load at the end"] = load()
     print(", ".join(f"{k} {v}" for k, v in env.items()))
     print(table(rows, "simple"))
     print("\n".join(notes(rows)))
-    record = json.dumps({"environment": env, "rows": rows}, indent=1)
+    raw = record(env, rows)
     if args.json:
-        Path(args.json).write_text(record + "\n")
+        Path(args.json).write_text(raw)
     if args.write:
-        results = HERE / "results"
-        results.mkdir(exist_ok=True)
-        (results / "cpu-peers.md").write_text(markdown(env, rows))
-        (results / "cpu-peers.json").write_text(record + "\n")
+        write("cpu-peers", markdown(env, rows), raw)
     return 1 if any(r["differs"] for r in rows) else 0
 
 
