@@ -13,6 +13,7 @@ SCRATCH = 4 << 20  # bytes a group may use
 _GROUP_FMAS = 1 << 19  # below this a group is too short for what handing it out costs
 _PAGE = 4096
 _FEW_ROWS = 4  # up to here a panel is so wide that walking down it reads memory well
+_SPILL = 10  # cycles a vector of sums, stored by one K block and read by the next; measured, the short loops' ends included
 _LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
 
 
@@ -143,9 +144,12 @@ def _register_tile(s: Shape, t: Tuning, words: int) -> tuple[int, int]:
     return best[1], best[2]
 
 
-def _k_block(s: Shape, t: Tuning, rows: int, width: int) -> tuple[int, int]:
-    """Length and number of K blocks: a strip of A and a panel of B share L1."""
-    longest = max(t.lanes, t.l1_bytes // ((rows + width) * s.bits // 8))
+def _k_block(s: Shape, t: Tuning, rows: int, n: Axis) -> tuple[int, int]:
+    """Length and number of K blocks. Panels stream well from L2, and a block that ends in the middle of K writes its sums
+    and reads them again: so it is as long as L2 holds the group's panels, and at least what a strip of A and a panel of B
+    fill of L1."""
+    size = s.bits // 8
+    longest = max(t.lanes, t.l1_bytes // ((rows + n.tile) * size), _panels_bytes(t) // (n.most * n.tile * size))
     blocks = max(1, -(-s.k // longest))
     length = -(-max(1, s.k) // blocks)
     return (-(-length // t.lanes) * t.lanes, blocks) if blocks > 1 else (max(1, s.k), 1)
@@ -163,7 +167,7 @@ def _candidates(s: Shape, t: Tuning, m: Axis, n: Axis, words: int) -> Iterator[C
             if small or (found and batch_parts * m_parts * n_parts > 64 * t.units):
                 continue
             p = _fit(s, t, m.split(m_parts), n.split(n_parts), batch_parts)
-            if p.scratch_bytes <= SCRATCH and _block_bytes(s, p) <= t.l2_bytes * 3 // 4:
+            if p.scratch_bytes <= SCRATCH and _block_bytes(s, p) <= _panels_bytes(t):
                 found = True
                 yield p
     if not found:
@@ -178,7 +182,7 @@ def _fit(s: Shape, t: Tuning, m: Axis, n: Axis, batch_parts: int) -> Contraction
     """The plan of one grid: packing pays where a packed element is used several times and is not good where it lies."""
     pack_b = s.b_contiguous == "k" or _far(s, t, m) or (m.most >= 2 and (s.b_work > 0 or s.b_contiguous == ""))
     pack_a = n.most >= 2 and (s.a_work > 0 or s.a_contiguous != "k" or _aliased(s, t, m))
-    k_block, k_blocks = _k_block(s, t, m.tile, n.tile) if pack_b else (max(1, s.k), 1)
+    k_block, k_blocks = _k_block(s, t, m.tile, n) if pack_b else (max(1, s.k), 1)
     size = s.bits // 8
     tiles = m.most * n.most if k_blocks > 1 else 1
     rounded = -(-m.tile // t.lanes) * t.lanes
@@ -209,6 +213,11 @@ def _far(s: Shape, t: Tuning, m: Axis) -> bool:
     return (big and s.m > _FEW_ROWS) or (m.tiles > 1 and (s.k > rows // 2 or s.n % t.lanes != 0))
 
 
+def _panels_bytes(t: Tuning) -> int:
+    """What packed panels may take of L2; the rest is for the rows of A and C that pass through."""
+    return t.l2_bytes * 5 // 8
+
+
 def _block_bytes(s: Shape, p: ContractionPlan) -> int:
     return p.n.most * p.n.tile * p.k_block * s.bits // 8 if p.pack_b else 0
 
@@ -221,7 +230,7 @@ def _cost(s: Shape, t: Tuning, p: ContractionPlan, words: int) -> float:
     cycles = p.m.most * p.n.most * _tile_cycles(p.m.tile, vectors, words, s.fused) * s.k
     # The way from memory, which packing does not overlap with arithmetic.
     first = s.k * words * (rows * (1.2 if p.pack_a else 0.3) + columns * (1.2 if p.pack_b else 0.3))
-    spill = (p.k_blocks - 1) * rows * columns * words / t.lanes
+    spill = _SPILL * (p.k_blocks - 1) * rows * columns * words / t.lanes
     group = per_group * (cycles + first + spill + 200)
     turns = -(-p.groups // t.units)
     return turns * group * (1 + 0.15 * t.units / p.groups)
