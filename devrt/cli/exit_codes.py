@@ -1,7 +1,7 @@
 """What the exit code of `devrt` says."""
 
 OK = 0
-FINDINGS = 1  # doctor found an error
+FINDINGS = 1  # doctor found an error, or compare a difference
 USAGE = 2
 FAILED = 3  # a DevrtError
 BUG = 4

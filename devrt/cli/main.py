@@ -17,7 +17,7 @@ from devrt.device import DevrtError
 
 EXIT_CODES = """exit codes:
   0  done, nothing is wrong
-  1  doctor found an error
+  1  doctor found an error, or compare a difference
   2  the command line is not understood
   3  devrt could not do it; the message says why and what to do
   4  a bug in devrt; DEVRT_TRACEBACK=1 shows where"""
@@ -28,12 +28,14 @@ COMMANDS = {
     "devices": "devrt.cli.commands:run_devices",
     "bench": "devrt.benchmark.main:run_bench",
     "explain": "devrt.scheduler.explain:run_explain",
+    "compare": "devrt.compare:run_compare",
 }
 SUMMARIES = {
     "doctor": "check this machine: drivers, permissions, links, logs; say what mends it",
     "devices": "list the devices that can be opened, and their URIs",
     "bench": "measure devrt on this machine",
     "explain": "show what an expression becomes: kernels, bytes, FLOPs, time",
+    "compare": "two safetensors files tensor by tensor: where a port departs from its reference",
 }
 EXAMPLES = (
     ("devrt doctor", "is this machine ready?"),
@@ -74,16 +76,22 @@ def parser() -> argparse.ArgumentParser:
     explain = add("explain")
     explain.add_argument("expression", metavar="EXPRESSION", help="Python over devrt's names, e.g. 'softmax(randn(512, 32000))'")
     explain.add_argument("--graph", metavar="FILE", help="draw the graph to this SVG file")
+    compare = add("compare")
+    compare.add_argument("ours", metavar="OURS", help="a safetensors file")
+    compare.add_argument("theirs", metavar="THEIRS", help="the reference, a safetensors file with the same names")
+    compare.add_argument("--tolerance", type=float, default=-4.0, metavar="LOG_L2",
+                         help="log10 of the relative L2 error that counts as agreement; default: -4")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. No exception leaves this function except for argparse's SystemExit."""
     arguments = parser().parse_args(argv)
-    if arguments.command is None:
-        print(overview())
-        return OK
     try:
+        if arguments.command is None:
+            print(overview())
+            sys.stdout.flush()
+            return OK
         module, _, function = COMMANDS[arguments.command].partition(":")
         code: int = getattr(importlib.import_module(module), function)(arguments)
         sys.stdout.flush()

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from devrt import safetensors
 from devrt.cli import commands, main
-from devrt.cli.exit_codes import FINDINGS, OK
+from devrt.cli.exit_codes import FAILED, FINDINGS, OK
 from devrt.doctor import Finding, Severity
 from devrt.ioctl.machine import MachineSystem
 
@@ -61,3 +63,28 @@ def test_bench_hands_its_words_on(monkeypatch: pytest.MonkeyPatch) -> None:
     [(name, arguments)] = seen
     assert name == "devrt.benchmark.main" and (arguments.quick, arguments.json, arguments.plot) == (True, False, "out.svg")
     assert (arguments.device, arguments.filter) == ("cpu", ["gemm", "copy"])
+
+
+def test_compare_says_where_two_files_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs, x = tmp_path / "ours", tmp_path / "theirs", np.arange(1, 25, dtype=np.float32).reshape(4, 6)
+    safetensors.save(ours, {"embed": x, "layer.0": x * np.float32(1.01), "layer.1": x * 2})
+    safetensors.save(theirs, {"embed": x, "layer.0": x, "layer.1": x})
+    assert main.main(["compare", str(ours), str(theirs)]) == FINDINGS
+    out = capsys.readouterr().out
+    for text in ("same bits", "first divergence: layer.0 (log-L2 -2.00)", "largest error: layer.1 (log-L2 0.00)"):
+        assert text in out
+    assert main.main(["compare", str(ours), str(theirs), "--json"]) == FINDINGS
+    data = json.loads(capsys.readouterr().out)
+    assert data["first_divergence"] == "layer.0" and [t["name"] for t in data["tensors"]] == ["embed", "layer.0", "layer.1"]
+    assert main.main(["compare", str(ours), str(theirs), "--tolerance", "0.5", "--json"]) == OK
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+    assert main.main(["compare", str(ours), str(ours), "--tolerance", "-12.5"]) == OK
+    assert "3 tensors, all within 10^-12.5" in capsys.readouterr().out
+
+
+def test_compare_fails_on_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "damaged").write_bytes(b"1234")
+    for name, what in (("none", "can't be read"), ("damaged", "is no safetensors file"), ("", "is no file")):
+        assert main.main(["compare", str(tmp_path / name), str(tmp_path / name)]) == FAILED
+        captured = capsys.readouterr()
+        assert what in captured.err and "\n  try: " in captured.err and captured.out == ""
