@@ -16,10 +16,10 @@ from devrt.compiler import dtypes as dt
 from devrt.device import InvalidArgument
 from devrt.functions import (
     arange,
-    concat,
     cos,
     exp,
     expand_dims,
+    flip,
     log,
     matmul,
     max,
@@ -189,10 +189,10 @@ def rope_tables(positions: Array, depth: int, /, *, theta: float = 10000.0,
 def rope(x: Array, cos: Array, sin: Array, /, *, backward: bool = False) -> Array:
     """Rotate the halves of the last axis: x [.., d], tables [.., d/2]. Backward is the same with the sine negated."""
     half = x.shape[-1] // 2
-    w = _wide(x)
-    a, b = w[..., :half], w[..., half:]
-    s = -sin if backward else sin
-    return concat([a * cos - b * s, b * cos + a * s], axis=-1).astype(x.dtype)
+    w = reshape(_wide(x), (*x.shape[:-1], 2, half))
+    sign = reshape(arange(2) * 2 - 1, (2, 1)).astype(w.dtype)  # (a, b) to (a cos - b sin, b cos + a sin)
+    turned = flip(w, axis=-2) * (expand_dims(-sin if backward else sin, axis=-2) * sign)
+    return reshape(w * expand_dims(cos, axis=-2) + turned, x.shape).astype(x.dtype)
 
 
 # ----- attention and linear layers

@@ -1,9 +1,7 @@
 """A Llama/Mistral decoder: RMSNorm, RoPE, grouped-query attention over a KV cache, gated MLP, sampling.
 
     model = Decoder(config, weights)
-    cache = model.new_cache(1024)
-    token, position, cache = model.step(prompt, 0, cache)          # arrays stay on the device, nothing waits
-    token, position, cache = model.step(token, position, cache)
+    for token in model.generate([1, 15043, 3186], 100, temperature=0.8, top_p=0.95): ...
 
 A step is captured once a shape and bucket and replayed after that; the cache is donated, so only new rows are written.
 Activations are float32; weights are widened in registers, whatever they are stored in.
@@ -12,7 +10,7 @@ Activations are float32; weights are widened in registers, whatever they are sto
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +21,8 @@ from devrt import Array, nn
 
 Cache = list[tuple[Array, Array]]  # keys and values of each layer, [length, kv_heads, head_dim]
 Tap = Callable[[str, Array], None]  # is told the name and value of what a layer computed
-SMALLEST_SPAN = 128
+SMALLEST_SPAN = 128  # rows of the cache that attention looks at
+LARGEST_CHUNK = 512  # tokens of a prompt in one step
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu, "gelu": nn.gelu, "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate="tanh")}
 
@@ -86,6 +85,7 @@ class Decoder:
         self.config, self.weights = config, dict(weights)
         self.frequencies = devrt.asarray(frequencies(config))
         self._step = devrt.capture(self._traced_step, donate=("cache",))
+        self._fill = devrt.capture(self._traced_fill, donate=("cache",))
 
     @property
     def bytes_per_token(self) -> int:
@@ -95,22 +95,58 @@ class Decoder:
         arrays = [a for name, w in self.weights.items() if name not in skipped for a in (w if isinstance(w, Quantised) else (w,))]
         return sum(a.dtype.nbytes(a.size) for a in arrays)
 
+    @property
+    def shapes(self) -> int:
+        """How many steps of different shapes have been captured."""
+        return len(self._step.recordings) + len(self._fill.recordings)
+
     def new_cache(self, length: int) -> Cache:
         """An empty cache for `length` positions."""
         shape = (length, self.config.kv_heads, self.config.head_dim)
         return [(devrt.zeros(shape).realize(), devrt.zeros(shape).realize()) for _ in range(self.config.layers)]
 
-    def step(self, tokens: Array, position: Array | int, cache: Cache, *, length: int | None = None,
-             **sampling: Any) -> tuple[Array, Array, Cache]:
-        """(the token that follows [1], its position, cache) after `tokens` [t] at `position`, the cache updated.
+    # ----- running
 
-        `length`: how many positions there will be with these, where `position` is an Array (its value is not looked at).
-        Further arguments are nn.sample's.
+    def generate(self, prompt: Sequence[int], count: int, *, context: int | None = None, stop: Sequence[int] = (),
+                 cache: Cache | None = None, **sampling: Any) -> Iterator[int]:
+        """Up to `count` tokens that follow `prompt`, ending with one of `stop`. The cache has room for `context` positions
+        (as many as are needed, unless given; a `cache` of one's own is used up). `sampling` goes to nn.sample; without it
+        the best token is taken. Raises InvalidArgument for tokens outside the vocabulary and texts longer than the cache.
         """
-        end = length if length is not None else int(position) + tokens.shape[0]
-        first = isinstance(position, int) and position == 0
-        at = position if isinstance(position, Array) else devrt.asarray(np.array(position))
-        return self._step(tokens, at, cache, span=span(end, cache[0][0].shape[0]), first=first, **sampling)
+        wrong = [t for t in prompt if not 0 <= t < self.config.vocab]
+        if wrong or not prompt:
+            raise devrt.InvalidArgument("a prompt is one token or more of the vocabulary", remedy="use this model's tokenizer",
+                                        evidence=f"{wrong[0]} is not below {self.config.vocab}" if wrong else "it is empty")
+        end = len(prompt) + count
+        cache = cache if cache is not None else self.new_cache(context or max(end, SMALLEST_SPAN))
+        check_room(end, cache[0][0].shape[0])
+        token, position, cache = self.prefill(prompt, cache, **sampling)
+        for n in range(1, count + 1):
+            following = None
+            if n < count:  # queued before this token is looked at: the device does not wait for the host
+                following, position, cache = self.step(token, position, cache, end=len(prompt) + n, **sampling)
+            value = int(token.numpy()[0])
+            yield value
+            if following is None or value in stop:
+                return
+            token = following
+
+    def prefill(self, prompt: Sequence[int], cache: Cache, **sampling: Any) -> tuple[Array, Array, Cache]:
+        """(next token [1], its position, cache) after `prompt`, which goes through in pieces of a power of two."""
+        at, pieces = 0, chunks(len(prompt))
+        for size in pieces[:-1]:
+            here = devrt.asarray(np.array(at))
+            tokens = devrt.asarray(np.array(prompt[at:at + size]))
+            cache = self._fill(tokens, here, cache, span=span(at + size, cache[0][0].shape[0]), first=at == 0)
+            at += size
+        tokens = devrt.asarray(np.array(prompt[at:]))
+        return self.step(tokens, devrt.asarray(np.array(at)), cache, end=len(prompt), first=at == 0, **sampling)
+
+    def step(self, tokens: Array, position: Array, cache: Cache, *, end: int, first: bool = False,
+             **sampling: Any) -> tuple[Array, Array, Cache]:
+        """(the token that follows [1], its position, cache) after `tokens` [t] at `position` (an integer scalar), queued and
+        not waited for. `end` is the position after these tokens; `first` says that they are the first."""
+        return self._step(tokens, position, cache, span=span(end, cache[0][0].shape[0]), first=first, **sampling)
 
     def _traced_step(self, tokens: Array, position: Array, cache: Cache, *, span: int, first: bool,
                      temperature: float = 0.0, **sampling: Any) -> tuple[Array, Array, Cache]:
@@ -118,6 +154,11 @@ class Decoder:
         logits = self.logits(hidden[tokens.shape[0] - 1:])
         after = position + tokens.shape[0]
         return nn.sample(logits, temperature=temperature, stream=after, **sampling), after, cache
+
+    def _traced_fill(self, tokens: Array, position: Array, cache: Cache, *, span: int, first: bool) -> Cache:
+        return self.forward(tokens, position, cache, span=span, first=first)[1]
+
+    # ----- the model
 
     def logits(self, hidden: Array) -> Array:
         """float32 [t, vocab] of hidden states [t, dim]."""
@@ -199,8 +240,19 @@ def attend_cache(c: Config, q: Array, keys: Array, values: Array, positions: Arr
     return devrt.moveaxis(mixed.reshape(c.heads, t, c.head_dim), 0, 1).reshape(t, -1)
 
 
+def check_room(end: int, length: int) -> None:
+    if end > length:
+        raise devrt.InvalidArgument(f"a cache of {length} positions has no room for {end}",
+                                    remedy="make it longer (context), or ask for fewer tokens")
+
+
 def span(end: int, length: int) -> int:
     """The rows of a cache of `length` that attention up to position `end` looks at: a power of two, to capture few steps."""
-    if end > length:
-        raise devrt.InvalidArgument(f"a cache of {length} positions has no room for {end}", remedy="make a longer cache, or a shorter text")
+    check_room(end, length)
     return min(length, max(SMALLEST_SPAN, 1 << (end - 1).bit_length()))
+
+
+def chunks(count: int) -> list[int]:
+    """Powers of two, at most LARGEST_CHUNK, that add up to `count`: any prompt is made of few shapes."""
+    whole, rest = divmod(count, LARGEST_CHUNK)
+    return [LARGEST_CHUNK] * whole + [1 << b for b in reversed(range(LARGEST_CHUNK.bit_length())) if rest >> b & 1]

@@ -1,129 +1,218 @@
-"""A Llama-style decoder on random weights of the right shapes: RMSNorm, RoPE, grouped-query attention with a KV cache, SwiGLU.
+"""A Llama or Mistral language model: loads a Hugging Face folder by mmap, or makes random weights of a model's shapes.
 
-    python examples/llama.py [--layers 8] [--dim 512] [--tokens 32] [--prompt 64]
+    python examples/llama.py                                        # 100 million random parameters
+    python examples/llama.py FOLDER --prompt "Once upon a time" --temperature 0.8 --top-p 0.95
+    python examples/llama.py --weights int8 --tokens 200 --json
 
-Every step is a captured function: after the first token no Python runs per kernel.
+It prints tokens/s, p50 and p99 per token, and how fast the weights came in. A text prompt needs the `tokenizers` package.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
+import checkpoint
 import numpy as np
+from checkpoint import Config
+from decoder import Decoder, Weight, quantise
 
 import devrt
-from devrt import nn
+
+FLOATS = {"float32": devrt.float32, "float16": devrt.float16, "bfloat16": devrt.bfloat16}
+RANDOM_PROMPT = 64
 
 
-@dataclass(frozen=True)
-class Config:
-    """Shapes of the model; `context` is the length of the KV cache."""
-
-    layers: int = 8
-    dim: int = 512
-    heads: int = 8
-    kv_heads: int = 4
-    hidden: int = 1408
-    vocab: int = 32000
-    context: int = 256
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
+def say(text: str, quiet: bool) -> None:
+    """One line of the report, unless JSON is asked for."""
+    if not quiet:
+        print(text, flush=True)
 
 
-Weights = dict[str, devrt.Array]
-Cache = list[tuple[devrt.Array, devrt.Array]]
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Says on a terminal what takes its time, and takes it away again."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"\r{text} ..", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r" + " " * (len(text) + 3) + "\r", end="", file=sys.stderr, flush=True)
 
 
-def random_weights(c: Config, seed: int = 0) -> Weights:
-    """Weights of variance 1/fan_in, so that activations stay of order 1."""
-    rng = np.random.default_rng(seed)
-
-    def matrix(rows: int, columns: int) -> devrt.Array:
-        return devrt.asarray(rng.standard_normal((rows, columns), dtype=np.float32) / np.float32(np.sqrt(columns)))
-    w = {"embedding": devrt.asarray(rng.standard_normal((c.vocab, c.dim), dtype=np.float32)), "norm": devrt.ones(c.dim)}
-    kv = c.kv_heads * c.head_dim
-    for n in range(c.layers):
-        w |= {f"{n}.q": matrix(c.dim, c.dim), f"{n}.k": matrix(kv, c.dim), f"{n}.v": matrix(kv, c.dim),
-              f"{n}.o": matrix(c.dim, c.dim), f"{n}.gate": matrix(c.hidden, c.dim), f"{n}.up": matrix(c.hidden, c.dim),
-              f"{n}.down": matrix(c.dim, c.hidden), f"{n}.norm1": devrt.ones(c.dim), f"{n}.norm2": devrt.ones(c.dim)}
-    return w | {"head": matrix(c.vocab, c.dim)}
-
-
-def forward(c: Config, w: Weights, tokens: devrt.Array, start: devrt.Array, cache: Cache) -> tuple[devrt.Array, Cache]:
-    """Logits [vocab] after `tokens` [t] at positions start.., and the caches [kv_heads, context, head_dim] with them added."""
-    t = tokens.shape[0]
-    positions = devrt.arange(t) + start
-    cos, sin = nn.rope_tables(positions, c.head_dim)
-    slots = devrt.arange(c.context)
-    x = nn.embedding(w["embedding"], tokens)
-    grown: Cache = []
-    for n, (keys, values) in enumerate(cache):
-        h = nn.rms_norm(x, w[f"{n}.norm1"])
-
-        def heads(name: str, count: int, h: devrt.Array = h) -> devrt.Array:
-            return devrt.moveaxis(nn.linear(h, w[name]).reshape(t, count, c.head_dim), 1, 0)
-        q = nn.rope(heads(f"{n}.q", c.heads), cos, sin)
-        k = nn.rope(heads(f"{n}.k", c.kv_heads), cos, sin)
-        v = heads(f"{n}.v", c.kv_heads)
-        # Slot s of the cache takes row s - start of what is new: a bounded gather, chosen where that row exists.
-        row = slots - start
-        fresh = devrt.expand_dims(devrt.logical_and(row >= 0, row < t), axis=1)
-        clipped = devrt.clip(row, 0, t - 1)
-        keys = devrt.where(fresh, devrt.take(k, clipped, axis=1), keys)
-        values = devrt.where(fresh, devrt.take(v, clipped, axis=1), values)
-        grown.append((keys, values))
-        visible = slots <= devrt.expand_dims(positions, axis=1)
-        group = c.heads // c.kv_heads
-        q = q.reshape(c.kv_heads, group * t, c.head_dim)
-        mask = devrt.tile(visible, (group, 1))
-        scores = devrt.where(mask, q @ keys.mT * c.head_dim**-0.5, -devrt.inf)
-        mixed = (nn.softmax(scores) @ values).reshape(c.heads, t, c.head_dim)
-        x = x + nn.linear(devrt.moveaxis(mixed, 0, 1).reshape(t, c.dim), w[f"{n}.o"])
-        h = nn.rms_norm(x, w[f"{n}.norm2"])
-        x = x + nn.linear(nn.swiglu(nn.linear(h, w[f"{n}.gate"]), nn.linear(h, w[f"{n}.up"])), w[f"{n}.down"])
-    last = nn.rms_norm(x[t - 1:], w["norm"])
-    return nn.linear(last, w["head"])[0], grown
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("layers", 8), ("dim", 512), ("tokens", 32), ("prompt", 64)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
-    c = Config(layers=args.layers, dim=args.dim, context=max(256, args.prompt + args.tokens))
-    w = random_weights(c)
-    devrt.realize(*w.values())
-    size = sum(a.size for a in w.values())
-    print(f"llama-style model: {size / 1e6:.0f}M parameters in float32, {c.layers} layers, random weights, exact tier")
-
-    empty = devrt.zeros((c.kv_heads, c.context, c.head_dim)).realize()
-    cache: Cache = [(empty, empty)] * c.layers
-    step = devrt.capture(lambda tokens, start, cache: forward(c, w, tokens, start, cache))
-
-    def generate(tokens: list[int], at: int, cache: Cache) -> tuple[int, Cache]:
-        logits, cache = step(devrt.asarray(np.array(tokens)), devrt.asarray(np.array(at)), cache)
-        return int(logits.numpy().argmax()), cache
-
-    prompt = [(7 * n + 1) % c.vocab for n in range(args.prompt)]
+def open_folder(folder: str) -> tuple[Config, dict[str, Weight], dict[str, Any]]:
+    """(config, weights, figures of loading): the files are mapped, then read through once."""
     begin = time.perf_counter()
-    token, cache = generate(prompt, 0, cache)
-    print(f"prefill  {len(prompt)} tokens in {time.perf_counter() - begin:.2f} s, compiling included")
-    token, cache = generate([token], len(prompt), cache)  # compiles the one-token step
-    times, out = [], [token]
-    for n in range(args.tokens):
-        begin = time.perf_counter()
-        token, cache = generate([token], len(prompt) + 1 + n, cache)
-        times.append(time.perf_counter() - begin)
-        out.append(token)
-    p50, p99 = np.percentile(times, [50, 99]) * 1e3
-    print(f"decode   {args.tokens} tokens: {len(times) / sum(times):.1f} tokens/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms a token, "
-          f"weights read at {4 * (size - w['embedding'].size) * len(times) / sum(times) / 1e9:.1f} GB/s")
-    print("tokens   " + " ".join(map(str, out[:12])))
+    config, weights = checkpoint.load(folder)
+    mapped = time.perf_counter()
+    nbytes = sum(w.dtype.nbytes(w.size) for w in weights.values())
+    with progress(f"reading {nbytes / 1e9:.2f} GB"):
+        for w in weights.values():
+            np.frombuffer(w.storage.buffer.host(), np.uint8)[:w.dtype.nbytes(w.size) // 8 * 8].view(np.uint64).sum()
+    read = time.perf_counter()
+    return config, dict(weights), {"bytes": nbytes, "map_s": mapped - begin, "read_s": read - mapped,
+                                   "gb_per_s": nbytes / (read - begin) / 1e9}
+
+
+def open_random(config: Config, dtype: devrt.DType, seed: int) -> tuple[Config, dict[str, Weight], dict[str, Any]]:
+    """The same from a folder of random weights, which is gone again when this returns."""
+    with tempfile.TemporaryDirectory(prefix="devrt-llama-") as folder:
+        with progress(f"making {config.parameters / 1e6:.0f}M random parameters"):
+            checkpoint.save(folder, config, checkpoint.random_weights(config, seed, dtype))
+        return open_folder(folder)
+
+
+def tokenizer(folder: str | None) -> Any:
+    """The folder's tokenizer, or None where the folder or the package `tokenizers` has none."""
+    path = os.path.join(folder or "", "tokenizer.json")
+    if folder is None or not os.path.exists(path):
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return None
+    try:
+        return Tokenizer.from_file(path)
+    except Exception as e:  # the package raises nothing narrower
+        raise devrt.InvalidArgument(f"{path} is no tokenizer", evidence=str(e)[:200], remedy="download it again") from e
+
+
+def prompt_tokens(args: argparse.Namespace, config: Config, text: Any) -> list[int]:
+    """The prompt in tokens: --prompt through the tokenizer, or as numbers, or --prompt-tokens arbitrary ones."""
+    if args.prompt is None:
+        return [(7 * n + 1) % config.vocab for n in range(args.prompt_tokens)]
+    if text is not None:
+        return [int(i) for i in text.encode(args.prompt).ids]
+    try:
+        return [int(word) for word in args.prompt.split()]
+    except ValueError:
+        raise devrt.InvalidArgument("this prompt is text, and there is no tokenizer for it",
+                                    evidence="no tokenizer.json in the folder" if args.folder is None or not os.path.exists(
+                                        os.path.join(args.folder, "tokenizer.json")) else "the package `tokenizers` is missing",
+                                    remedy="pip install tokenizers, or give token numbers: --prompt '1 15043'") from None
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Load, generate, and print; returns the figures."""
+    quiet = args.json
+    if args.folder is not None:
+        config, weights, load = open_folder(args.folder)
+    else:
+        shape = {name: value for name in ("layers", "dim", "hidden", "heads", "kv_heads", "vocab")
+                 if (value := getattr(args, name)) is not None}
+        width = shape.get("dim", Config.dim)
+        config = Config(**(shape | {"head_dim": width // shape.get("heads", Config.heads)}))
+        config, weights, load = open_random(config, FLOATS.get(args.weights, devrt.float32), args.seed)
+    for warning in config.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    stored = next(iter(weights.values()))
+    assert isinstance(stored, devrt.Array)
+    kind = stored.dtype.name
+    if args.weights in ("int8", "int4"):
+        with progress(f"quantising to {args.weights}"):
+            weights = quantise(weights, 8 if args.weights == "int8" else 4, args.group)  # type: ignore[arg-type]
+        kind = args.weights + (f" in groups of {args.group}" if args.group else " by rows")
+    elif args.weights is not None and FLOATS[args.weights] is not stored.dtype:
+        with progress(f"converting to {args.weights}"):
+            weights = {name: w.astype(FLOATS[args.weights]).wait() for name, w in weights.items() if isinstance(w, devrt.Array)}
+        kind = args.weights
+    model = Decoder(config, weights)
+    say(f"model    {config.parameters / 1e6:.0f}M parameters in {kind}, {config.layers} layers, "
+        f"{'random' if args.folder is None else args.folder}, exact tier, {stored.device}", quiet)
+    say(f"load     {load['bytes'] / 1e9:.2f} GB mapped in {load['map_s'] * 1e3:.1f} ms and read once in "
+        f"{load['read_s'] * 1e3:.0f} ms: {load['gb_per_s']:.1f} GB/s", quiet)
+    text = tokenizer(args.folder)
+    prompt = prompt_tokens(args, config, text)
+    figures = generate(model, prompt, args, text)
+    return {"parameters": config.parameters, "weights": kind, "load": load, "prompt": len(prompt), **figures}
+
+
+def generate(model: Decoder, prompt: list[int], args: argparse.Namespace, text: Any) -> dict[str, Any]:
+    """Generate and measure. Tokens during which a kernel was compiled are left out of the times."""
+    sampling = {name: value for name in ("temperature", "top_k", "top_p", "min_p") if (value := getattr(args, name)) is not None}
+    if sampling.get("temperature"):
+        sampling["seed"] = args.seed
+    stop = () if args.ignore_eos else model.config.eos
+    tokens: list[int] = []
+    times: list[float] = []
+    begin = last = time.perf_counter()
+    first = compiling = 0.0
+    known = 0
+    for token in model.generate(prompt, args.tokens, stop=stop, **sampling):
+        now, shapes = time.perf_counter(), model.shapes
+        if not tokens:
+            first = now - begin
+        elif shapes != known:
+            compiling += now - last
+        else:
+            times.append(now - last)
+        known, last = shapes, now
+        tokens.append(token)
+        if text is not None and not args.json:
+            print(text.decode(tokens[-8:])[len(text.decode(tokens[-8:-1])):], end="", flush=True)
+    if text is not None and not args.json:
+        print()
+    figures: dict[str, Any] = {"tokens": tokens, "first_token_s": first, "compiling_s": compiling}
+    say(f"prefill  {len(prompt)} tokens, the first answer after {first:.2f} s, compiling included", args.json)
+    if not args.json and text is None:
+        print("tokens   " + " ".join(map(str, tokens[:16])) + (" .." if len(tokens) > 16 else ""))
+    if times:
+        rate = len(times) / sum(times)
+        p50, p99 = np.percentile(times, [50, 99]) * 1e3
+        figures |= {"tokens_per_s": rate, "p50_ms": p50, "p99_ms": p99, "weights_gb_per_s": rate * model.bytes_per_token / 1e9}
+        left_out = f" ({len(tokens) - 1 - len(times)} with compilation left out)" if compiling else ""
+        say(f"decode   {rate:.1f} tokens/s over {len(times)} tokens{left_out}: p50 {p50:.2f} ms, p99 {p99:.2f} ms a token, "
+            f"weights read at {figures['weights_gb_per_s']:.1f} GB/s", args.json)
+    return figures
+
+
+def positive(text: str) -> int:
+    """A positive integer."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="Without FOLDER the weights are random.")
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="config.json, *.safetensors and perhaps tokenizer.json")
+    parser.add_argument("--prompt", help="text, or token numbers where there is no tokenizer")
+    parser.add_argument("--prompt-tokens", type=positive, default=RANDOM_PROMPT, metavar="N", help="length of a made-up prompt")
+    parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="how many to generate")
+    parser.add_argument("--weights", choices=[*FLOATS, "int8", "int4"], help="convert or quantise the weights to this type")
+    parser.add_argument("--group", type=positive, help="scales of int8 and int4 for so many columns, not for whole rows")
+    parser.add_argument("--temperature", type=float, help="above 0 draws from the distribution")
+    parser.add_argument("--top-k", type=positive)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--min-p", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
+    parser.add_argument("--json", action="store_true")
+    for name in ("layers", "dim", "hidden", "heads", "kv-heads", "vocab"):
+        parser.add_argument(f"--{name}", type=positive, metavar="N", help="shape of the random model")
+    args = parser.parse_args()
+    try:
+        figures = run(args)
+    except devrt.DevrtError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if args.json:
+        print(json.dumps(figures, default=dataclasses.asdict))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,7 +20,7 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from devrt.array import Array
 from devrt.compiler.dtypes import DType
@@ -30,6 +30,9 @@ from devrt.scheduler import run
 from devrt.scheduler.plan import Schedule, schedule
 from devrt.scheduler.simplify import resolve
 from devrt.scheduler.storage import Storage, buffer_node
+
+if TYPE_CHECKING:
+    from devrt.scheduler.report import Report
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,6 +97,13 @@ class Captured(Generic[P, R]):
         outputs: list[Array] = []
         _key(result, outputs)
         return Recording(result, outputs, formals, given)
+
+    def reports(self, repeats: int = 5) -> list[Report]:
+        """What the kernels of each signature cost, measured by running its last call again (with the same results)."""
+        from devrt.scheduler.report import measure
+        with self._lock:
+            return [measure(r.schedule, r.bound, r.device, repeats) for r in self.recordings.values()
+                    if r.schedule is not None and r.bound is not None]
 
     def schedules(self) -> list[Schedule]:
         """What was recorded, one schedule a signature."""

@@ -104,9 +104,14 @@ class Partition:
             return draft_map(root, self.stored)  # two elements share a byte: only maps store those
         anchor = self._anchor(root)
         if anchor is not None:
+            found = attention.match(anchor, self.stored)
+            if found is not None:
+                for x in (*found[1].src, anchor.src[1]):
+                    self._store_costly(x, 0)  # keys are read again by every block of queries
             d = attention.draft(root, anchor, self.stored)
             if d is None:
-                self._store_costly_operands(anchor)
+                for x in anchor.src:
+                    self._store_costly(x)
                 d = draft_contract(root, anchor, self.stored)
             if d is not None:
                 return d
@@ -152,19 +157,18 @@ class Partition:
         found = [n for n in self._region(root) if n.op is Op.CONTRACT and in_order(n)]
         return max(found, key=lambda n: n.size * n.src[0].shape[2], default=None)
 
-    def _store_costly_operands(self, anchor: Node) -> None:
-        """Long chains before a product are computed once, not once a tile."""
-        for x in anchor.src:
-            base = x
-            while base.op in (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE) and not self.stored(base):
-                base = base.src[0]
-            if self.stored(base) or base.op not in INLINE:
-                continue
-            inside = [base, *self._region(base)]
-            ops = sum(n.op in ELEMENTWISE and n.op is not Op.CAST for n in inside)
-            costly = any(n.op in TRANSCENDENTAL or n.op in (Op.DIV, Op.SQRT, Op.GATHER) for n in inside)
-            if ops > OPERAND_OPS or costly:
-                self.arrays.add(base)
+    def _store_costly(self, operand: Node, limit: int = OPERAND_OPS) -> None:
+        """A chain of more than `limit` ops before a product is computed once, not once a tile."""
+        base = operand
+        while base.op in (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE) and not self.stored(base):
+            base = base.src[0]
+        if self.stored(base) or base.op not in INLINE:
+            return
+        inside = [base, *self._region(base)]
+        ops = sum(n.op in ELEMENTWISE and n.op is not Op.CAST for n in inside)
+        costly = any(n.op in TRANSCENDENTAL or n.op in (Op.DIV, Op.SQRT, Op.GATHER) for n in inside)
+        if ops > limit or costly:
+            self.arrays.add(base)
 
     def _store_shared_factors(self, d: Draft) -> None:
         """In y[n] = sum w[n,k] * f(x[k]), f(x) does not depend on n: compute it once, not once a row."""
