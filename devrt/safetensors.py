@@ -183,9 +183,11 @@ def load_checkpoint(folder: str | os.PathLike[str], *, device: str = "cpu") -> d
     """
     root = _path(folder)
     single, index = os.path.join(root, "model.safetensors"), os.path.join(root, "model.safetensors.index.json")
-    if os.path.exists(single):
+    with _file_errors(root, "read"):
+        is_single, is_sharded = (LinuxSystem().stat(path).exists for path in (single, index))
+    if is_single:
         return load(single, device=device)
-    if not os.path.exists(index):
+    if not is_sharded:
         raise InvalidArgument(f"{root} is no checkpoint", evidence="neither model.safetensors nor model.safetensors.index.json",
                               remedy="name a folder that has one, or use load() for a file of another name")
     weight_map = _weight_map(index)
@@ -206,8 +208,8 @@ def load_checkpoint(folder: str | os.PathLike[str], *, device: str = "cpu") -> d
 
 def _weight_map(index: str) -> dict[str, str]:
     """Tensor name -> shard, as the index has it. Shards lie beside the index."""
-    with _file_errors(index, "read"), open(index, "rb") as file:
-        text = file.read(MAX_HEADER + 1)
+    with _file_errors(index, "read"):
+        text = LinuxSystem().read_bytes(index, MAX_HEADER + 1)
     found = _json(index, text, "the index")
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
