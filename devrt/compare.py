@@ -1,6 +1,7 @@
 """Two runs tensor by tensor: where a port departs from its reference.
 
-    report = devrt.compare.report({"embed": x0, "layer.0": x1}, {"embed": t0, "layer.0": t1})
+    from devrt import compare
+    report = compare.report({"embed": x0, "layer.0": x1}, {"embed": t0, "layer.0": t1})
     print(report)                       # a table; report.json() for programs
     report.first_divergence             # the row where the error jumps, or None
     assert report.passed(log_l2=-4)

@@ -4,9 +4,10 @@ The format (https://github.com/huggingface/safetensors): eight bytes of header l
 {name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}; then the data, dense and row-major, one
 tensor behind another without holes.
 
-    weights = devrt.safetensors.load("model.safetensors")       # name -> Array
-    file = devrt.safetensors.open_file("model.safetensors")     # the same lazily, with file.metadata and file.info(name)
-    weights = devrt.safetensors.load_checkpoint("folder")       # one file, or the shards of model.safetensors.index.json
+    from devrt import safetensors
+    weights = safetensors.load("model.safetensors")             # name -> Array
+    file = safetensors.open_file("model.safetensors")           # the same lazily, with file.metadata and file.info(name)
+    weights = safetensors.load_checkpoint("folder")             # one file, or the shards of model.safetensors.index.json
 
 An array on a device that shares the host's memory *is* the file's pages: mapped read-only, fetched from the disk when first
 read, unmapped when the last array of the file is gone. Only a tensor that does not lie at a multiple of its element size is
