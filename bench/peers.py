@@ -27,19 +27,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report import HERE, THREADS, Progress, environment, heading, load, record, write
+from report import HERE, SCRATCH, THREADS, Progress, environment, heading, load, record, write
 
-_SCRATCH = tempfile.TemporaryDirectory(prefix="devrt-peers-")
-# Caches of the peers: read when they are imported.
-os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{_SCRATCH.name}/inductor", "CACHEDB": f"{_SCRATCH.name}/tinygrad.db", "DEV": "CPU"}
+# isort: split
+import numpy as np
+import torch
+from peer_cases import CASES, PEERS, Builder, Case, Target
+from tabulate import tabulate
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from peer_cases import CASES, PEERS, Builder, Case, Target  # noqa: E402
-from tabulate import tabulate  # noqa: E402
-
-import devrt  # noqa: E402
-from devrt.benchmark.measure import Measurement, duration, interleave  # noqa: E402
+import devrt
+from devrt.benchmark.measure import Measurement, duration, interleave
 
 Row = dict[str, Any]
 
@@ -101,7 +98,7 @@ def replayed(rounds: int) -> Row:
 def compiled(_: int) -> list[Row]:
     """Compile times in fresh processes: with an empty disk cache, then with a warm one."""
     rows = []
-    with tempfile.TemporaryDirectory(dir=_SCRATCH.name) as cache:
+    with tempfile.TemporaryDirectory(dir=SCRATCH.name) as cache:
         env = {**os.environ, "DEVRT_CACHE": cache}
         for state, bound in (("cold", 60e-3), ("warm disk cache", 2e-3)):
             command = [sys.executable, str(HERE / "compile_times.py")]

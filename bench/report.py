@@ -1,6 +1,6 @@
 """What the comparisons share: threads for all, what a run's figures depend on, progress, and where results are written.
 
-Import it before NumPy and PyTorch: they read the number of their threads when they are imported.
+Import it before NumPy and PyTorch: they read the number of their threads, and where their caches are, when they are imported.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from importlib import metadata
@@ -20,7 +21,9 @@ from typing import Any
 THREADS = 2
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+SCRATCH = tempfile.TemporaryDirectory(prefix="devrt-peers-")  # what peers compile, for this run only
 os.environ |= {name: str(THREADS) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUM_CPU_THREADS")}
+os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{SCRATCH.name}/inductor", "CACHEDB": f"{SCRATCH.name}/tinygrad.db", "DEV": "CPU"}
 
 
 def git(*arguments: str) -> str:

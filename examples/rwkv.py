@@ -20,7 +20,8 @@ import devrt
 from devrt import nn
 
 EMPTY = -1e30  # the exponent of an empty sum: exp(EMPTY - x) is 0, and EMPTY - EMPTY is not NaN as with -inf
-CHUNK = 32  # tokens of a prompt that go through the layers together
+CHUNK = 64  # tokens of a prompt that go through the layers together
+PIECE = 16  # tokens whose WKV sums are written out: PIECE exponentials a token and channel, so no more than pays
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,21 @@ def wkv_chunk(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s:
                             denominator=old * s.denominator + new.sum(axis=0), exponent=last)
 
 
-def hidden_states(c: Config, w: Weights, tokens: devrt.Array, state: State) -> tuple[devrt.Array, State]:
-    """What the last norm gives for tokens [t]: [t, dim], and the state after them. Both are float32, whatever the weights are
-    stored as."""
+def wkv(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s: LayerState) -> tuple[devrt.Array, LayerState]:
+    """Means [t, dim] for k, v [t, dim], and the sums after them."""
+    if k.shape[0] == 1:
+        mean, s = wkv_step(w, u, k[0], v[0], s)
+        return devrt.expand_dims(mean, axis=0), s
+    means = []
+    for at in range(0, k.shape[0], PIECE):
+        mean, s = wkv_chunk(w, u, k[at:at + PIECE], v[at:at + PIECE], s)
+        means.append(mean)
+    return devrt.concat(means, axis=0), s
+
+
+def forward(c: Config, w: Weights, tokens: devrt.Array, state: State) -> tuple[devrt.Array, State]:
+    """Logits [vocab] for what follows tokens [t], t >= 1, and the state after them: float32, whatever the weights are stored as.
+    A long text goes in by chunks, since the graph grows with t."""
     t = tokens.shape[0]
 
     def norm(name: str, x: devrt.Array) -> devrt.Array:
@@ -159,10 +172,7 @@ def hidden_states(c: Config, w: Weights, tokens: devrt.Array, state: State) -> t
         r, k, v = (mixed(f"attention.{n}", h, before) for n in ("receptance", "key", "value"))
         s = s._replace(time=h[t - 1])
         decay, first = -devrt.exp(vector(f"{at}.attention.time_decay")), vector(f"{at}.attention.time_first")
-        if t == 1:
-            mean, s = wkv_step(decay, first, k[0], v[0], s)
-        else:
-            mean, s = wkv_chunk(decay, first, k, v, s)
+        mean, s = wkv(decay, first, k, v, s)
         x = x + nn.linear(devrt.sigmoid(r) * mean, w[f"rwkv.{at}.attention.output.weight"])
 
         h = norm(f"{at}.ln2", x)
@@ -170,14 +180,7 @@ def hidden_states(c: Config, w: Weights, tokens: devrt.Array, state: State) -> t
         r, k = (mixed(f"feed_forward.{n}", h, before) for n in ("receptance", "key"))
         after.append(s._replace(channel=h[t - 1]))
         x = x + devrt.sigmoid(r) * nn.linear(nn.squared_relu(k), w[f"rwkv.{at}.feed_forward.value.weight"])
-    return norm("ln_out", x), tuple(after)
-
-
-def forward(c: Config, w: Weights, tokens: devrt.Array, state: State) -> tuple[devrt.Array, State]:
-    """Logits [vocab] for what follows tokens [t], t >= 1, and the state after them. Temporaries take t * t * dim floats at most,
-    so long texts go in by chunks."""
-    h, state = hidden_states(c, w, tokens, state)
-    return nn.linear(h[-1], w["head.weight"]), state
+    return nn.linear(norm("ln_out", x[t - 1]), w["head.weight"]), tuple(after)
 
 
 def step(c: Config, w: Weights, token: devrt.Array, state: State) -> tuple[devrt.Array, State]:
@@ -200,15 +203,14 @@ def main() -> None:
     args = parser.parse_args()
     c = Config(layers=args.layers, dim=args.dim, hidden=4 * args.dim)
     w = random_weights(c)
-    size = sum(a.size for a in w.values())
-    read = sum(a.nbytes for name, a in w.items() if "embeddings" not in name)
-    print(f"RWKV-4: {size / 1e6:.0f}M parameters in float32, {c.layers} layers of {c.dim}, random weights, exact tier")
+    print(f"RWKV-4: {sum(a.size for a in w.values()) / 1e6:.0f}M parameters in float32, {c.layers} layers of {c.dim}, "
+          "random weights, exact tier")
 
     def chosen(tokens: devrt.Array, state: State) -> tuple[devrt.Array, State]:
         logits, state = forward(c, w, tokens, state)
         return devrt.argmax(logits).reshape(1), state
     run = devrt.capture(chosen)
-    prompt = np.array([(7 * n + 1) % c.vocab for n in range(args.prompt)])
+    prompt = (7 * np.arange(args.prompt) + 1) % c.vocab
     whole = len(prompt) // CHUNK * CHUNK
     pieces = [prompt[n:n + CHUNK] for n in range(0, whole, CHUNK)] + [prompt[n:n + 1] for n in range(whole, len(prompt))]
 
@@ -223,14 +225,15 @@ def main() -> None:
     print(f"compile  {time.perf_counter() - begin:.2f} s with the first prompt")
     begin = time.perf_counter()
     token, state = read_prompt()
-    seconds = time.perf_counter() - begin
-    print(f"prompt   {len(prompt)} tokens in {seconds * 1e3:.1f} ms: {len(prompt) / seconds:.0f} tokens/s")
-    times, out = [], [int(token[0])]
+    print(f"prompt   {len(prompt)} tokens: {len(prompt) / (time.perf_counter() - begin):.0f} tokens/s")
+    times, out, begin = [], [], time.perf_counter()
     for _ in range(args.tokens):
-        begin = time.perf_counter()
-        token, state = run(token, state)
-        out.append(int(token.numpy()[0]))
+        # The next step is queued before this one's token is looked at: the device does not wait for Python.
+        read_now, (token, state) = token, run(token, state)
+        out.append(int(read_now.numpy()[0]))
         times.append(time.perf_counter() - begin)
+        begin += times[-1]
+    read = sum(a.nbytes for name, a in w.items() if "embeddings" not in name)
     p50, p99 = np.percentile(times, [50, 99]) * 1e3
     print(f"decode   {len(times)} tokens: {len(times) / sum(times):.1f} tokens/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms a token, "
           f"weights read at {read * len(times) / sum(times) / 1e9:.1f} GB/s")
