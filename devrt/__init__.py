@@ -15,7 +15,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("nn", "doctor", "device", "registry")
+_MODULES = ("nn", "doctor", "device", "registry", "safetensors", "compare")
 _FROM = {
     "devrt.registry": ("open", "devices"),
     "devrt.device": ("DevrtError", "DeviceNotFound", "PermissionDenied", "DriverMismatch", "OutOfMemory", "InvalidArgument",

@@ -330,7 +330,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[Config, Weights]:
 
 def check(config: Config, weights: Mapping[str, devrt.Array], where: str) -> Weights:
     """`weights` in the order of `shapes`, without what is not used. Raises InvalidArgument that names what is missing,
-    unexpected, of another shape, or not of one floating-point type."""
+    unexpected, of another shape, or of no floating-point type."""
     wanted = shapes(config)
     given = {name: w for name, w in weights.items() if not name.endswith(IGNORED)}
     if config.tie_embeddings:
@@ -344,13 +344,8 @@ def check(config: Config, weights: Mapping[str, devrt.Array], where: str) -> Wei
     if wrong := [f"{name} is {list(given[name].shape)}, config.json says {list(wanted[name])}" for name in both
                  if given[name].shape != wanted[name]]:
         problems.append(f"wrong shape: {listed(wrong)}")
-    types = {given[name].dtype for name in both}
-    if len(types) > 1:
-        usual = max(types, key=lambda d: sum(given[name].dtype is d for name in both))
-        odd = [f"{name} is {given[name].dtype}" for name in both if given[name].dtype is not usual]
-        problems.append(f"mixed types, most are {usual}: {listed(odd)}")
-    elif types - {*DTYPES}:
-        problems.append(f"the weights are {types.pop()}, not one of {', '.join(d.name for d in DTYPES)}")
+    if odd := [f"{name} is {given[name].dtype}" for name in both if given[name].dtype not in DTYPES]:
+        problems.append(f"not {', '.join(d.name for d in DTYPES)}: {listed(odd)}")
     if problems:
         raise InvalidArgument(f"the weights in {where} do not fit its config.json", evidence="; ".join(problems),
                               remedy=TAKEN_AGAIN)

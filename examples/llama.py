@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -26,6 +25,8 @@ from checkpoint import Config
 from decoder import Decoder, Weight, quantise
 
 import devrt
+from devrt.cli.exit_codes import OK
+from devrt.cli.main import guarded
 
 FLOATS = {"float32": devrt.float32, "float16": devrt.float16, "bfloat16": devrt.bfloat16}
 RANDOM_PROMPT = 64
@@ -202,16 +203,13 @@ def main() -> int:
     for name in ("layers", "dim", "hidden", "heads", "kv-heads", "vocab"):
         parser.add_argument(f"--{name}", type=positive, metavar="N", help="shape of the random model")
     args = parser.parse_args()
-    try:
+
+    def command() -> int:
         figures = run(args)
-    except devrt.DevrtError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    if args.json:
-        print(json.dumps(figures, default=dataclasses.asdict))
-    return 0
+        if args.json:
+            print(json.dumps(figures))
+        return OK
+    return guarded(command)
 
 
 if __name__ == "__main__":

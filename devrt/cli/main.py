@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import devrt
@@ -87,13 +87,21 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. No exception leaves this function except for argparse's SystemExit."""
     arguments = parser().parse_args(argv)
-    try:
+
+    def command() -> int:
         if arguments.command is None:
             print(overview())
-            sys.stdout.flush()
             return OK
         module, _, function = COMMANDS[arguments.command].partition(":")
         code: int = getattr(importlib.import_module(module), function)(arguments)
+        return code
+    return guarded(command)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run the body of a command: whatever it raises is a sentence on stderr with a remedy, and an exit code."""
+    try:
+        code = command()
         sys.stdout.flush()
         return code
     except DevrtError as error:

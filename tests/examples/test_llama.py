@@ -229,8 +229,8 @@ def test_a_damaged_folder_is_one_sentence(how: str, tmp_path: Path) -> None:
     checkpoint.save(tmp_path, SMALL, checkpoint.random_weights(SMALL))
     damage(tmp_path, how)
     done = call(str(tmp_path), "--tokens", "2")
-    assert done.returncode == 1 and "Traceback" not in done.stderr and str(tmp_path) in done.stderr
-    assert done.stderr.startswith("error: ") and "->" in done.stderr
+    assert done.returncode == 3 and "Traceback" not in done.stderr and str(tmp_path) in done.stderr
+    assert done.stderr.startswith("devrt: ") and "try: " in done.stderr
 
 
 def test_eos_that_is_pad_is_noted(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_eos_that_is_pad_is_noted(tmp_path: Path) -> None:
                                   ("--weights", "int4", "--group", "7")])
 def test_bad_arguments_are_one_sentence(args: tuple[str, ...]) -> None:
     done = call(*TINY, "--tokens", "3", *args)
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr and done.stderr
+    assert done.returncode in (2, 3) and "Traceback" not in done.stderr and done.stderr
 
 
 def test_nn_has_what_the_decoder_needs() -> None:
