@@ -132,6 +132,14 @@ def peek(address: int, length: int) -> bytes | None:
     return data if len(data) == length else None
 
 
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give pages of a memory file back to the system; they read as zeros afterwards. Raises OSError."""
+    ffi, c = _libc()
+    keep_size, hole = 1, 2
+    if c.fallocate(fd, keep_size | hole, offset, length) < 0:
+        raise _os_error(ffi.errno)
+
+
 _LIBC = """
 int ioctl(int fd, unsigned long request, ...);
 void *mmap(void *address, size_t length, int prot, int flags, int fd, int64_t offset);
@@ -139,6 +147,7 @@ int munmap(void *address, size_t length);
 int mprotect(void *address, size_t length, int prot);
 int madvise(void *address, size_t length, int advice);
 int klogctl(int type, char *buffer, int length);
+int fallocate(int fd, int mode, int64_t offset, int64_t length);
 """
 
 
