@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report import THREADS, Progress, environment, heading, load, record, write
+from report import THREADS, Progress, destination, environment, heading, load, record, write
 
 # isort: split
 import encoder
@@ -366,7 +366,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", type=destination, metavar="FILE")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     wanted = [n for n in CASES if not args.only or any(o in n for o in args.only)]
@@ -393,7 +393,7 @@ def main() -> int:
     print("\n".join(notes(rows)))
     raw = record(env, rows)
     if args.json:
-        Path(args.json).write_text(raw)
+        args.json.write_text(raw)
     if args.write:
         write("models", markdown(env, rows), raw)
     return 0 if all(r.get("same", True) for r in rows) else 1

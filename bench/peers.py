@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report import HERE, SCRATCH, THREADS, Progress, environment, heading, load, record, write
+from report import HERE, SCRATCH, THREADS, Progress, destination, environment, heading, load, record, write
 
 # isort: split
 import numpy as np
@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; devrt is always measured")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", type=destination, metavar="FILE")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -211,7 +211,7 @@ def main() -> int:
     print("\n".join(notes(rows)))
     raw = record(env, rows)
     if args.json:
-        Path(args.json).write_text(raw)
+        args.json.write_text(raw)
     if args.write:
         write("cpu-peers", markdown(env, rows), raw)
     return 1 if any(r["differs"] for r in rows) else 0

@@ -5,6 +5,7 @@ Import it before NumPy and PyTorch: they read the number of their threads, and w
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -60,6 +61,14 @@ def heading(title: str, env: dict[str, Any], source: str, raw: str) -> str:
 
 def record(env: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return json.dumps({"environment": env, "rows": rows}, indent=1) + "\n"
+
+
+def destination(text: str) -> Path:
+    """A command line's file to write: refused before anything is measured where its folder isn't there."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} can't be written; name a file in a folder that exists")
+    return path
 
 
 def write(name: str, markdown: str, raw: str) -> None:

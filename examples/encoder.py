@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import devrt
-from devrt import nn
+from devrt import Array, nn
+from devrt.cli.exit_codes import OK
+from devrt.cli.main import guarded
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Config:
                                         remedy="choose a dim that is a multiple of heads")
 
 
-Weights = dict[str, devrt.Array]
+Weights = dict[str, Array]
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:
@@ -53,6 +56,8 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 
 def random_weights(c: Config, seed: int = 0) -> Weights:
     """Matrices of variance 1/fan_in, small biases, norms that keep the scale."""
+    if (need := 4 * sum(map(math.prod, shapes(c).values()))) > devrt.devices()[0].memory_bytes:
+        raise devrt.OutOfMemory(f"weights of {need / 1e9:.0f} GB don't fit in memory", remedy="use fewer layers or a smaller dim")
     rng = np.random.default_rng(seed)
 
     def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -63,7 +68,7 @@ def random_weights(c: Config, seed: int = 0) -> Weights:
     return {name: devrt.asarray(value(name, shape)) for name, shape in shapes(c).items()}
 
 
-def forward(c: Config, w: Weights, x: devrt.Array) -> devrt.Array:
+def forward(c: Config, w: Weights, x: Array) -> Array:
     """The encoded tokens [batch, length, dim] of embedded tokens x [batch, length, dim].
 
     x + attention(norm1(x)), then x + MLP(norm2(x)), layer by layer, and a last norm: Xiong et al., "On Layer Normalization in
@@ -71,10 +76,10 @@ def forward(c: Config, w: Weights, x: devrt.Array) -> devrt.Array:
     """
     batch, length, _ = x.shape
 
-    def norm(x: devrt.Array, at: str) -> devrt.Array:
+    def norm(x: Array, at: str) -> Array:
         return nn.layer_norm(x, w[f"{at}.weight"], w[f"{at}.bias"], eps=c.eps)
 
-    def linear(x: devrt.Array, at: str) -> devrt.Array:
+    def linear(x: Array, at: str) -> Array:
         return nn.linear(x, w[f"{at}weight"], w[f"{at}bias"])
     # One matrix of all tokens: products of [tokens, dim], whatever the batch.
     x = x.reshape(batch * length, c.dim)
@@ -95,41 +100,41 @@ def flops(c: Config, batch: int, length: int) -> float:
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive; give 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer; give 1 or more")
+    return int(text)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("layers", 12), ("dim", 768), ("heads", 12), ("hidden", 3072)):
         parser.add_argument(f"--{name}", type=positive, default=value, help=f"{value} by default")
     parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8], metavar="B", help="sequences in a batch: 1 8")
     parser.add_argument("--length", type=positive, nargs="+", default=[128, 512], metavar="T", help="tokens in each: 128 512")
     args = parser.parse_args()
+    return guarded(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the model, encode a batch of every size asked for, print figures."""
     c = Config(layers=args.layers, dim=args.dim, heads=args.heads, hidden=args.hidden)
     w = random_weights(c)
     print(f"encoder: {sum(a.size for a in w.values()) / 1e6:.0f}M parameters in float32, {c.layers} layers of {c.dim}, "
           f"{c.heads} heads, random weights, exact tier")
-    run = devrt.capture(lambda x: forward(c, w, x))
+    encode = devrt.capture(lambda x: forward(c, w, x))
     rng = np.random.default_rng(1)
     for batch, length in itertools.product(args.batch, args.length):
         x = devrt.asarray(rng.standard_normal((batch, length, c.dim), dtype=np.float32))
         times = []
         for _ in range(4):  # the first compiles
             begin = time.perf_counter()
-            run(x).wait()
+            encode(x).wait()
             times.append(time.perf_counter() - begin)
         best = min(times[1:])
         print(f"batch {batch:3} x {length:4} tokens: {batch * length / best:7.0f} tokens/s, {best * 1e3:7.1f} ms a batch, "
               f"{flops(c, batch, length) / best / 1e9:5.0f} GFLOP/s, first call {times[0]:.2f} s")
+    return OK
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except devrt.DevrtError as error:
-        sys.exit(f"encoder.py: {error}")
-    except MemoryError as error:
-        sys.exit(f"encoder.py: this model does not fit in memory ({error}) -> give fewer --layers or a smaller --dim")
+    sys.exit(main())

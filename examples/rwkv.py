@@ -9,6 +9,7 @@ of the WKV recurrence. Weights have the names of Hugging Face's RWKV checkpoints
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 import devrt
-from devrt import nn
+from devrt import Array, nn
+from devrt.cli.exit_codes import OK
+from devrt.cli.main import guarded
 
 EMPTY = -1e30  # the exponent of an empty sum: exp(EMPTY - x) is 0, and EMPTY - EMPTY is not NaN as with -inf
 CHUNK = 64  # tokens of a prompt that go through the layers together
@@ -42,28 +45,26 @@ class LayerState(NamedTuple):
     all weights so far are numerator * exp(exponent) and denominator * exp(exponent); papers call the three aa, bb, pp.
     """
 
-    channel: devrt.Array
-    time: devrt.Array
-    numerator: devrt.Array
-    denominator: devrt.Array
-    exponent: devrt.Array
+    channel: Array
+    time: Array
+    numerator: Array
+    denominator: Array
+    exponent: Array
 
 
-Weights = dict[str, devrt.Array]
+Weights = dict[str, Array]
 State = tuple[LayerState, ...]
 
 
 def empty_state(c: Config) -> State:
     """The state before the first token."""
-    zero, empty = devrt.zeros(c.dim), devrt.full(c.dim, EMPTY)
-    devrt.realize(zero, empty)
+    zero, empty = devrt.zeros(c.dim).realize(), devrt.full(c.dim, EMPTY).realize()
     return (LayerState(zero, zero, zero, zero, empty),) * c.layers
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:
     """Every weight's name and shape, as in a Hugging Face checkpoint."""
-    norm = ("weight", "bias")
-    out: dict[str, tuple[int, ...]] = {"rwkv.embeddings.weight": (c.vocab, c.dim)}
+    norm, out = ("weight", "bias"), {"rwkv.embeddings.weight": (c.vocab, c.dim)}
     out |= {f"rwkv.blocks.0.pre_ln.{n}": (c.dim,) for n in norm}
     for layer in range(c.layers):
         at = f"rwkv.blocks.{layer}"
@@ -80,6 +81,8 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 def random_weights(c: Config, seed: int = 0) -> Weights:
     """Matrices of variance 1/fan_in, mixes in [0, 1], time_decay and time_first over the ranges they are initialised to
     (the paper's appendix E): memories of one token up to about 150."""
+    if (need := 4 * sum(map(math.prod, shapes(c).values()))) > devrt.devices()[0].memory_bytes:
+        raise devrt.OutOfMemory(f"weights of {need / 1e9:.0f} GB don't fit in memory", remedy="use fewer layers or a smaller dim")
     rng = np.random.default_rng(seed)
 
     def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -95,7 +98,7 @@ def random_weights(c: Config, seed: int = 0) -> Weights:
     return {name: devrt.asarray(value(name, shape).astype(np.float32)) for name, shape in shapes(c).items()}
 
 
-def wkv_step(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s: LayerState) -> tuple[devrt.Array, LayerState]:
+def wkv_step(w: Array, u: Array, k: Array, v: Array, s: LayerState) -> tuple[Array, LayerState]:
     """The weighted mean of all values for one token, and the sums with it added; every array is [dim].
 
     Weights are exp(k) of the token times exp(w), w < 0, for each step since; the newest has exp(u + k) instead. All sums are
@@ -109,7 +112,7 @@ def wkv_step(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s: 
     return mean, s._replace(numerator=old * s.numerator + new * v, denominator=old * s.denominator + new, exponent=top)
 
 
-def wkv_chunk(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s: LayerState) -> tuple[devrt.Array, LayerState]:
+def wkv_chunk(w: Array, u: Array, k: Array, v: Array, s: LayerState) -> tuple[Array, LayerState]:
     """What t calls of wkv_step give for k, v [t, dim], each sum written out over the chunk: no step waits for another."""
     t = k.shape[0]
     rows = devrt.arange(t)
@@ -121,7 +124,6 @@ def wkv_chunk(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s:
     top = devrt.maximum(past, weight.max(axis=1))
     old, new = devrt.exp(past - top), devrt.exp(weight - devrt.expand_dims(top, axis=1))
     mean = (old * s.numerator + (new * v).sum(axis=1)) / (old * s.denominator + new.sum(axis=1))
-
     weight, past = devrt.expand_dims(t - 1 - rows, axis=1) * w + k, s.exponent + t * w
     last = devrt.maximum(past, weight.max(axis=0))
     old, new = devrt.exp(past - last), devrt.exp(weight - last)
@@ -129,7 +131,7 @@ def wkv_chunk(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s:
                             denominator=old * s.denominator + new.sum(axis=0), exponent=last)
 
 
-def wkv(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s: LayerState) -> tuple[devrt.Array, LayerState]:
+def wkv(w: Array, u: Array, k: Array, v: Array, s: LayerState) -> tuple[Array, LayerState]:
     """Means [t, dim] for k, v [t, dim], and the sums after them."""
     if k.shape[0] == 1:
         mean, s = wkv_step(w, u, k[0], v[0], s)
@@ -141,18 +143,18 @@ def wkv(w: devrt.Array, u: devrt.Array, k: devrt.Array, v: devrt.Array, s: Layer
     return devrt.concat(means, axis=0), s
 
 
-def forward(c: Config, w: Weights, tokens: devrt.Array, state: State) -> tuple[devrt.Array, State]:
+def forward(c: Config, w: Weights, tokens: Array, state: State) -> tuple[Array, State]:
     """Logits [vocab] for what follows tokens [t], t >= 1, and the state after them: float32, whatever the weights are stored as.
     A long text goes in by chunks, since the graph grows with t."""
     t = tokens.shape[0]
 
-    def norm(name: str, x: devrt.Array) -> devrt.Array:
+    def norm(name: str, x: Array) -> Array:
         return nn.layer_norm(x, w[f"rwkv.{name}.weight"], w[f"rwkv.{name}.bias"], eps=c.eps)
 
-    def vector(name: str) -> devrt.Array:
+    def vector(name: str) -> Array:
         return w[f"rwkv.{name}"].astype(devrt.float32).reshape(c.dim)
 
-    def shifted(x: devrt.Array, last: devrt.Array) -> devrt.Array:
+    def shifted(x: Array, last: Array) -> Array:
         """x [t, dim] one token late, `last` before it."""
         first = devrt.expand_dims(last, axis=0)
         return first if t == 1 else devrt.concat([first, x[:-1]], axis=0)
@@ -162,7 +164,7 @@ def forward(c: Config, w: Weights, tokens: devrt.Array, state: State) -> tuple[d
     for layer, s in enumerate(state):
         at = f"blocks.{layer}"
 
-        def mixed(name: str, h: devrt.Array, before: devrt.Array, at: str = at) -> devrt.Array:
+        def mixed(name: str, h: Array, before: Array, at: str = at) -> Array:
             """The projection `name` of h and what was before it, mixed channel by channel."""
             part, _, kind = name.partition(".")
             mix = vector(f"{at}.{part}.time_mix_{kind}")
@@ -183,68 +185,66 @@ def forward(c: Config, w: Weights, tokens: devrt.Array, state: State) -> tuple[d
     return nn.linear(norm("ln_out", x[t - 1]), w["head.weight"]), tuple(after)
 
 
-def step(c: Config, w: Weights, token: devrt.Array, state: State) -> tuple[devrt.Array, State]:
+def step(c: Config, w: Weights, token: Array, state: State) -> tuple[Array, State]:
     """Logits [vocab] for what follows `token` [] (an integer), and the state after it."""
     return forward(c, w, token.reshape(1), state)
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive; give 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer; give 1 or more")
+    return int(text)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value, what in (("layers", 12, "blocks"), ("dim", 768, "channels"), ("tokens", 64, "tokens to generate"),
-                              ("prompt", 64, "tokens to read first")):
-        parser.add_argument(f"--{name}", type=positive, default=value, help=f"{what}, {value} by default")
+    for name, value in (("layers", 12), ("dim", 768), ("tokens", 64), ("prompt", 64)):
+        parser.add_argument(f"--{name}", type=positive, default=value, help=f"{value} by default")
     args = parser.parse_args()
+    return guarded(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the model, read a prompt, generate, print figures."""
     c = Config(layers=args.layers, dim=args.dim, hidden=4 * args.dim)
     w = random_weights(c)
-    print(f"RWKV-4: {sum(a.size for a in w.values()) / 1e6:.0f}M parameters in float32, {c.layers} layers of {c.dim}, "
-          "random weights, exact tier")
+    print(f"RWKV-4: {sum(a.size for a in w.values()) / 1e6:.0f}M float32 parameters, {c.layers} x {c.dim}, random, exact tier")
 
-    def chosen(tokens: devrt.Array, state: State) -> tuple[devrt.Array, State]:
+    def chosen(tokens: Array, state: State) -> tuple[Array, State]:
         logits, state = forward(c, w, tokens, state)
         return devrt.argmax(logits).reshape(1), state
-    run = devrt.capture(chosen)
+    step = devrt.capture(chosen)
     prompt = (7 * np.arange(args.prompt) + 1) % c.vocab
     whole = len(prompt) // CHUNK * CHUNK
     pieces = [prompt[n:n + CHUNK] for n in range(0, whole, CHUNK)] + [prompt[n:n + 1] for n in range(whole, len(prompt))]
 
-    def read_prompt() -> tuple[devrt.Array, State]:
+    def read_prompt() -> tuple[Array, State]:
         state, token = empty_state(c), devrt.asarray(prompt[:1])
         for piece in pieces:
-            token, state = run(devrt.asarray(piece), state)
+            token, state = step(devrt.asarray(piece), state)
         return token.wait(), state
     begin = time.perf_counter()
     token, state = read_prompt()
-    run(token, state)[0].wait()  # the one-token step
+    step(token, state)[0].wait()  # the one-token step
     print(f"compile  {time.perf_counter() - begin:.2f} s with the first prompt")
     begin = time.perf_counter()
     token, state = read_prompt()
     print(f"prompt   {len(prompt)} tokens: {len(prompt) / (time.perf_counter() - begin):.0f} tokens/s")
-    times, out, begin = [], [], time.perf_counter()
+    out, stamps = [], [time.perf_counter()]
     for _ in range(args.tokens):
         # The next step is queued before this one's token is looked at: the device does not wait for Python.
-        read_now, (token, state) = token, run(token, state)
+        read_now, (token, state) = token, step(token, state)
         out.append(int(read_now.numpy()[0]))
-        times.append(time.perf_counter() - begin)
-        begin += times[-1]
+        stamps.append(time.perf_counter())
+    times = np.diff(stamps)
     read = sum(a.nbytes for name, a in w.items() if "embeddings" not in name)
     p50, p99 = np.percentile(times, [50, 99]) * 1e3
     print(f"decode   {len(times)} tokens: {len(times) / sum(times):.1f} tokens/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms a token, "
           f"weights read at {read * len(times) / sum(times) / 1e9:.1f} GB/s")
     print(f"state    {sum(a.nbytes for s in state for a in s) / 1024:.0f} KiB, at every position")
     print("tokens   " + " ".join(map(str, out[:12])))
+    return OK
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except devrt.DevrtError as error:
-        sys.exit(f"rwkv.py: {error}")
-    except MemoryError as error:
-        sys.exit(f"rwkv.py: this model does not fit in memory ({error}) -> give fewer --layers or a smaller --dim")
+    sys.exit(main())
