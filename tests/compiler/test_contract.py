@@ -117,7 +117,8 @@ def test_every_machine_gives_the_same_bits(tuning: Tuning) -> None:
 @pytest.mark.parametrize("block", [(16, 5), (32, 3), (80, 1)])
 def test_every_cut_gives_the_same_bits(pack_a: bool, pack_b: bool, block: tuple[int, int]) -> None:
     shape = (2, 33, 75, 77)
-    for rows, width, m_parts, n_parts in ((14, 32, 2, 3), (5, 48, 7, 1), (33, 16, 1, 2), (4, 80, 1, 1)):
+    for rows, width, m_parts, n_parts in ((14, 32, 2, 3), (5, 48, 7, 1), (33, 16, 1, 2), (4, 80, 1, 1), (6, 64, 3, 2),
+                                          (9, 48, 1, 2)):
         cut = ContractionPlan(16, Axis(33, rows, m_parts), Axis(75, width, n_parts), *block, 2, pack_a, pack_b, 0)
         for layout in LAYOUTS if pack_b else ("kn", "mn"):
             check(program(*shape, layout=layout, cut=cut), *shape, layout=layout)
@@ -185,6 +186,18 @@ def test_plans_balance_and_read_well() -> None:
         assert p.groups % 2 == 0 and p.groups >= 4
     c = Contraction(1, 1024, 1024, 1024, dt.float32, *(2 * [lambda *_: None]), "k", "n", lambda *_: None)  # type: ignore
     text = str(plan(c, AVX512))
-    assert text.startswith("tile 14x32 (14x2 vectors), k ") and "A and B packed" in text
+    assert text.startswith("tile 6x64 (6x4 vectors), k 1 x 1024, B packed")
     heads = plan(replace(c, batch=64, m=64, n=64, k=64), AVX512)
     assert heads.groups >= 8 and heads.m.parts == heads.n.parts == 1
+
+
+def test_k_is_cut_only_where_l2_does_not_hold_the_panels() -> None:
+    def linear(m: int, n: int, k: int) -> ContractionPlan:
+        return plan(Contraction(1, m, n, k, dt.float32, *(2 * [lambda *_: None]), "k", "k", lambda *_: None), AVX512)  # type: ignore
+    for m in (64, 512, 2048):
+        for n, k in ((768, 768), (2048, 768), (768, 2048), (256, 768)):
+            p = linear(m, n, k)
+            assert p.k_blocks == 1 and p.pack_b and p.groups % 2 == 0
+            assert p.n.most * p.n.tile * k * 4 <= AVX512.l2_bytes // 2
+    deep = linear(512, 768, 1 << 16)
+    assert deep.k_blocks > 1 and deep.n.most * deep.n.tile * deep.k_block * 4 <= AVX512.l2_bytes // 2
