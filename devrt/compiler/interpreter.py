@@ -11,6 +11,7 @@ Beyond computing, it finds what no backend has to survive, and raises CompileErr
     a read of shared memory that nothing has written;
     a loop bound that differs among the lanes of a group;
     a streamed store of consecutive elements, not masked, that does not start at a multiple of `lanes`;
+    a nibble of pairs whose indexes do not count on from an even one;
     a race: lanes run in no order between barriers and groups in none at all, so what one lane stores no other lane may
     load or store before the next barrier, nor ever in a parameter, which barriers do not order. Only lanes that store
     the same bits in the same instruction may meet.
@@ -127,7 +128,7 @@ class _Run:
         self.tables = {t.name: _constants(t.dtype, *t.values) for t in p.tables}
         self.handlers: dict[str, Callable[[Inst], None]] = {
             "const": self._const, "group": self._ids, "lane": self._ids, "cast": self._cast, "bitcast": self._bitcast,
-            "load": self._load, "store": self._store, "table": self._table, "lane_xor": self._lane_xor,
+            "load": self._load, "nibble": self._load, "store": self._store, "table": self._table, "lane_xor": self._lane_xor,
             "lane_get": self._lane_get, "barrier": self._barrier, "loop": self._loop, "when": self._when,
             "yield": lambda i: None,
         }
@@ -204,7 +205,8 @@ class _Run:
         """The memory of a load or store, the flat places of the lanes in `on`, and those lanes' numbers."""
         mem = i.mem
         assert isinstance(mem, (Param, Shared))
-        index = self._inside(i, on, mem.name, mem.count)
+        per_element = 2 if i.op == "nibble" else 1
+        index = self._inside(i, on, mem.name, mem.count * per_element) // per_element
         who = (self.groups * self.program.lanes + self.lanes)[on]
         if isinstance(mem, Param):
             return self.params[mem.name], index[on], who
@@ -213,6 +215,10 @@ class _Run:
     def _load(self, i: Inst) -> None:
         on = self._where(i, self.registers[i.args[1]] if len(i.args) > 1 else None)
         memory, at, who = self._place(i, on)
+        if i.attrs.get("pairs"):
+            index = self._all(self.registers[i.args[0]])
+            if (odd := on & ((index != index[:, :1] + self.lanes) | (index[:, :1] % 2 == 1))).any():
+                self._fail(i, "pairs start at an even index and count on from lane to lane", odd)
         out = np.zeros(on.shape, memory.data.dtype)
         flags = np.zeros(on.shape, np.bool_)
         if memory.defined is not None and not memory.defined[at].all():
@@ -223,6 +229,9 @@ class _Run:
             flags[on] = race
             self._fail(i, "race: another lane stored here, with no barrier in between", flags)
         out[on] = memory.data[at]
+        if i.op == "nibble":
+            high = self._all(self.registers[i.args[0]]) % 2 == 1
+            out = (np.where(high, out, out << 4).view(np.int8) >> 4).astype(np.int8)
         self._set(i.out[0], out)
 
     def _store(self, i: Inst) -> None:

@@ -5,8 +5,8 @@ register holds one scalar a lane. There is no branch on data: loop bounds are th
 `when` block is a select whose taken side may be skipped where no lane needs it, which changes time and never bits.
 
 Registers are SSA. Types are the arithmetic types (bool, int8..uint64, float32, float64) and, between a load or a cast
-and a store or a cast, the storage types. int4 does not exist here: the kernel compiler reads and writes its bytes as
-uint8 and takes the nibbles apart. The semantics below are what `interpreter.py` executes; each backend is
+and a store or a cast, the storage types. There are no registers and arrays of int4: it lies two to a byte in arrays of
+uint8, where `nibble` reads it as int8. The semantics below are what `interpreter.py` executes; each backend is
 tested against it bit for bit.
 
     float add sub mul div fma sqrt   IEEE 754 round to nearest even, denormals kept, fma fused, never contracted
@@ -25,6 +25,9 @@ tested against it bit for bit.
     cast x->bool                     x != 0
     load/store                       of a parameter or shared array by element index; a lane whose mask is false touches
                                      nothing and reads 0; an unmasked index must lie inside the array
+    nibble                           of an array of uint8 by int4 element, sign-extended to int8: element i is in byte i/2,
+                                     in the low half where i is even; masks and bounds as for load. `pairs` promises that
+                                     lane 0 has an even index and the others count on from it
     table                            constant array lookup; the index must lie inside
     lane_xor                         the value of lane (lane ^ mask), mask a constant below `lanes`
     lane_get                         the value of one lane, a constant, in all lanes
@@ -283,9 +286,13 @@ class Builder:
 
     # ----- memory and lanes
 
-    def load(self, mem: Param | Shared, index: Reg, mask: Reg | None = None, stream: bool = False) -> Reg:
-        """`stream`: the loads around it run on through memory, so that what follows is worth fetching early."""
-        return self.emit("load", mem.dtype, index, *((mask,) if mask is not None else ()), mem=mem, stream=stream)
+    def load(self, mem: Param | Shared, index: Reg, mask: Reg | None = None, ahead: int = 0) -> Reg:
+        """`ahead`: how many bytes further on memory is worth fetching now, if not 0. Only a hint."""
+        return self.emit("load", mem.dtype, index, *((mask,) if mask is not None else ()), mem=mem, ahead=ahead)
+
+    def nibble(self, mem: Param | Shared, index: Reg, mask: Reg | None = None, ahead: int = 0, pairs: bool = False) -> Reg:
+        """Element `index` of int4s that lie in an array of uint8; `ahead` as for load."""
+        return self.emit("nibble", dt.int8, index, *((mask,) if mask is not None else ()), mem=mem, ahead=ahead, pairs=pairs)
 
     def store(self, mem: Param | Shared, index: Reg, value: Reg, mask: Reg | None = None, stream: bool = False) -> None:
         """`stream` marks data that will not be read again soon (non-temporal where the device has it), and promises
@@ -388,7 +395,7 @@ def _verify_block(p: Program, block: list[Inst], defined: set[Reg], mems: set[in
         if inside == "when" and i.op in ("store", "barrier"):
             _fail(p, i, "a when block must be pure")
         if any(r.dtype is dt.int4 for r in i.out) or i.mem is not None and i.mem.dtype is dt.int4:
-            _fail(p, i, "int4 does not exist in LIR; use its bytes as uint8")
+            _fail(p, i, "int4 does not exist in LIR: keep its bytes as uint8, read them by nibble")
         if i.mem is not None and id(i.mem) not in mems:
             _fail(p, i, f"{i.mem.name} is no array of this program")
         why = _type_error(p, i)
@@ -422,9 +429,11 @@ def _type_error(p: Program, i: Inst) -> str:
     elif op == "bitcast":
         if types[0].bits != i.out[0].dtype.bits or dt.bool_ in (types[0], i.out[0].dtype):
             return "bitcast keeps the width, and a bool has no bits"
-    elif op in ("load", "store", "table"):
+    elif op in ("load", "store", "table", "nibble"):
         if types[0] is not p.index and types[0] not in (dt.int32, dt.int64):
             return "an index is int32 or int64"
+        if op == "nibble" and (i.mem is None or i.mem.dtype is not dt.uint8 or i.out[0].dtype is not dt.int8):
+            return "nibble reads int8 from uint8"
         if op == "store" and types[1] is not (i.mem.dtype if i.mem else None):
             return "a stored value has the array's type"
         if op == "store" and isinstance(i.mem, Param) and not i.mem.writable:
@@ -463,10 +472,11 @@ def line(i: Inst) -> str:
     if i.op == "const":
         v = i.attrs["value"]
         return f"{outs} = const {v!r}"
-    if i.op == "load" or i.op == "table":
+    if i.op in ("load", "nibble", "table"):
         assert i.mem is not None
-        stream = ".stream" if i.attrs.get("stream") else ""
-        return f"{outs} = {i.op}{stream} {i.mem.name}[{i.args[0]}]" + (f" if {i.args[1]}" if len(i.args) > 1 else "")
+        pairs = ".pairs" if i.attrs.get("pairs") else ""
+        return (f"{outs} = {i.op}{pairs} {i.mem.name}[{i.args[0]}]" + (f" if {i.args[1]}" if len(i.args) > 1 else "")
+                + (f" ahead {ahead}" if (ahead := i.attrs.get("ahead")) else ""))
     if i.op == "store":
         assert i.mem is not None
         return (f"store{'.stream' if i.attrs.get('stream') else ''} {i.mem.name}[{i.args[0]}] = {i.args[1]}"

@@ -78,6 +78,7 @@ class Generator:
         self.counters: list[tuple[Reg, int]] = []  # loop counters in scope and their greatest value
         self.pure = 0  # depth of when blocks
         self.inputs = [self.input(d) for d in self.rng.sample(TYPES, 6)]
+        self.bytes = self.input(dt.uint8)
         self.statements(size)
         for r in [r for block in self.visible for r in block][-12:]:
             self.store_own(r)
@@ -183,6 +184,7 @@ class Generator:
         choices: list[tuple[Callable[[], object], int]] = [
             (self.arithmetic, 16), (self.cast_any, 5), (self.select, 2), (self.bitcast, 2), (self.load_any, 4),
             (self.table, 1), (self.lane_op, 2), (self.canon, 1), (self.ids, 1),
+            (self.nibble, 1),
         ]
         if len(self.visible) < 3:
             choices += [(self.loop, 1), (self.when, 1)]
@@ -264,6 +266,16 @@ class Generator:
 
     def load_any(self) -> None:
         self.load(self.rng.choice(self.inputs))
+
+    def nibble(self) -> None:
+        """An int4 element: neighbours, pairs, the same in all lanes, or any."""
+        b, p = self.b, self.bytes
+        kind = self.rng.randrange(4)
+        if kind == 0 and self.lanes > 1:
+            at = b.add(b.mul(self.uniform_index()[0], b.idx(2)), b.lane())
+        else:
+            at = self.affine_index() if kind < 2 else self.uniform_index()[0] if kind == 2 else self.any_index(2 * p.count)
+        self.keep(b.nibble(p, at, self.maybe_mask(), self.rng.choice((0, 64)), pairs=kind == 0 and self.lanes > 1))
 
     def maybe_mask(self) -> Reg | None:
         kind = self.rng.random()

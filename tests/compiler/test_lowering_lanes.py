@@ -6,6 +6,8 @@ NumPy interpreter; the judge is the bits the CPU device gives.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,13 @@ MACHINES = [Tuning(4, 32, 32 << 10, 512 << 10, 1), Tuning(8, 16, 32 << 10, 1 << 
 
 def values(*shape: int, seed: int = 0) -> Array:
     return devrt.asarray(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+
+def quantised(n: int, k: int, bits: Literal[8, 4], group: int | None = None) -> Array:
+    """One row times a quantised [n, k]."""
+    codes, scales = nn.quantise(values(n, k, seed=1), bits, group=group)
+    devrt.realize(codes, scales)
+    return nn.quantised_linear(values(1, k), codes, scales)
 
 
 EXPRESSIONS = {
@@ -53,6 +62,17 @@ EXPRESSIONS = {
     "gemm epilogue": lambda: nn.gelu(nn.linear(values(20, 65), values(50, 65, seed=1), values(50, seed=2))),
     "gemm batched": lambda: values(3, 16, 20) @ values(3, 20, 18, seed=1),
     "gemv": lambda: values(60, 129) @ values(129, seed=1),
+    "gemv two rows": lambda: nn.linear(values(1, 200), values(64, 200, seed=1)) * 2.0,
+    "gemv long": lambda: nn.linear(values(1, 17000), values(4, 17000, seed=1)),
+    "gemv bf16": lambda: nn.linear(values(1, 300).astype(devrt.bfloat16), values(10, 300, seed=1).astype(devrt.bfloat16)),
+    "gemv swiglu": lambda: nn.swiglu(nn.linear(values(1, 96), values(12, 96, seed=1)),
+                                     nn.linear(values(1, 96), values(12, 96, seed=2))),
+    "gemv int8": lambda: quantised(20, 130, 8),
+    "gemv int8 groups": lambda: quantised(20, 448, 8, 64),
+    "gemv int8 odd groups": lambda: quantised(20, 144, 8, 24),
+    "gemv int4": lambda: quantised(20, 330, 4),
+    "gemv int4 odd": lambda: quantised(21, 129, 4),
+    "gemv int4 groups": lambda: quantised(18, 416, 4, 32),
     "gemv columns": lambda: values(129) @ values(129, 60, seed=1),
     "attention": lambda: nn.attention(values(2, 40, 16), values(2, 70, 16, seed=1), values(2, 70, 24, seed=2)),
     "attention causal": lambda: nn.attention(values(2, 70, 16), values(2, 70, 16, seed=1), values(2, 70, 16, seed=2),

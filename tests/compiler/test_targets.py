@@ -18,6 +18,7 @@ from devrt.scheduler.plan import schedule
 from tests.compiler.test_lowering_lanes import EXPRESSIONS
 
 KINDS = ("map", "map bf16", "map int4", "gather", "sum rows", "softmax", "sum columns", "gemm epilogue", "gemv",
+         "gemv int4", "gemv int4 odd", "gemv int8 groups",
          "attention causal")
 MNEMONICS = {"aarch64": "fmla", "x86-64-avx2": "vfmadd", "x86-64-avx512": "zmm", "x86-64-spr": "zmm"}
 

@@ -14,11 +14,8 @@ from devrt.compiler import convert, lir
 from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import Inst, Reg
-from devrt.compiler.llvm import narrow, operations
+from devrt.compiler.llvm import narrow, nibble, operations
 from devrt.device import CompileError
-
-PREFETCH_FROM = 2 << 20  # bytes of an array that no second-level cache keeps
-PREFETCH_AHEAD = 4096
 
 
 def llvm_type(d: DType) -> str:
@@ -364,50 +361,58 @@ class Emitter:
         assert i.mem is not None
         d, out = i.mem.dtype, i.out[0]
         m = self.memory_type(d)
-        align = max(1, d.bits // 8)
-        const = isinstance(i.mem, lir.Table) or isinstance(i.mem, lir.Param) and not i.mem.writable
-        invariant = ", !invariant.load !0" if const else ""
         index = self.values[i.args[0]]
         mask = i.args[1] if len(i.args) > 1 else None
         uniform = out not in self.varying
         if uniform:
-            ptr = self.element(i, self.scalar(i.args[0]))
-            if mask is None:
-                name = self.op(f"load {m}, ptr {ptr}, align {align}{invariant}")
-            else:
-                c = self.op(f"insertelement <1 x i1> poison, i1 {self.scalar(mask)}, i64 0")
-                v = self.call(f"<1 x {m}>", f"llvm.masked.load.v1{_memory_suffix(m)}.p0",
-                              ("ptr", ptr), ("i32 immarg", str(align)),
-                              ("<1 x i1>", c), (f"<1 x {m}>", "zeroinitializer"))
-                name = self.op(f"extractelement <1 x {m}> {v}, i64 0")
+            name = self.load_one(i, m, self.scalar(i.args[0]), mask)
         else:
-            vm = self.vec(m)
-            lanes = self.vector(mask) if mask is not None else "splat (i1 true)"
+            lanes = self.vector(mask) if mask is not None else ""
             if not index.uniform and index.stride == 1 and index.base:
-                ptr = self.element(i, index.base)
-                if mask is None:
-                    self.prefetch(i, ptr)
-                    name = self.op(f"load {vm}, ptr {ptr}, align {align}{invariant}")
-                else:
-                    name = self.call(vm, f"llvm.masked.load.v{self.n}{_memory_suffix(m)}.p0", ("ptr", ptr),
-                                     ("i32 immarg", str(align)), (self.vec("i1"), lanes), (vm, "zeroinitializer"))
+                if not lanes:
+                    self.prefetch(i, self.element(i, index.base))
+                name = self.load_vector(i, m, self.n, index.base, lanes)
             else:
-                ptrs = self.elements(i, self.vector(i.args[0]))
-                name = self.call(vm, f"llvm.masked.gather.v{self.n}{_memory_suffix(m)}.v{self.n}p0", (self.vec("ptr"), ptrs),
-                                 ("i32 immarg", str(align)), (self.vec("i1"), lanes), (vm, "zeroinitializer"))
+                name = self.gather(i, m, self.vector(i.args[0]), lanes)
         if d.kind == "bool":
             t = m if uniform else self.vec(m)
             name = self.op(f"icmp ne {t} {name}, {'0' if uniform else 'zeroinitializer'}")
         self.define(out, name, uniform)
 
+    def load_one(self, i: Inst, m: str, at: str, mask: Reg | None) -> str:
+        """The element `at` of i's array, 0 where the uniform `mask` is false."""
+        ptr, align = self.element(i, at), _align(i)
+        if mask is None:
+            return self.op(f"load {m}, ptr {ptr}, align {align}{_invariant(i)}")
+        c = self.op(f"insertelement <1 x i1> poison, i1 {self.scalar(mask)}, i64 0")
+        v = self.call(f"<1 x {m}>", f"llvm.masked.load.v1{_memory_suffix(m)}.p0", ("ptr", ptr), ("i32 immarg", str(align)),
+                      ("<1 x i1>", c), (f"<1 x {m}>", "zeroinitializer"))
+        return self.op(f"extractelement <1 x {m}> {v}, i64 0")
+
+    def load_vector(self, i: Inst, m: str, count: int, at: str, lanes: str) -> str:
+        """`count` elements of i's array from `at` on, 0 where the vector `lanes`, if not "", is false."""
+        ptr, align, vm = self.element(i, at), _align(i), f"<{count} x {m}>"
+        if not lanes:
+            return self.op(f"load {vm}, ptr {ptr}, align {align}{_invariant(i)}")
+        return self.call(vm, f"llvm.masked.load.v{count}{_memory_suffix(m)}.p0", ("ptr", ptr), ("i32 immarg", str(align)),
+                         (f"<{count} x i1>", lanes), (vm, "zeroinitializer"))
+
+    def gather(self, i: Inst, m: str, at: str, lanes: str) -> str:
+        """The elements of i's array at the vector `at`, 0 where the vector `lanes`, if not "", is false."""
+        vm = self.vec(m)
+        return self.call(vm, f"llvm.masked.gather.v{self.n}{_memory_suffix(m)}.v{self.n}p0",
+                         (self.vec("ptr"), self.elements(i, at)), ("i32 immarg", str(_align(i))),
+                         (self.vec("i1"), lanes or "splat (i1 true)"), (vm, "zeroinitializer"))
+
     def prefetch(self, i: Inst, ptr: str) -> None:
-        """Ask for what a loop over a large array will read soon: behind a long chain of arithmetic the core itself sees the
-        next load too late. A prefetch beyond the array is harmless."""
-        if not (self.depth and i.attrs.get("stream") and isinstance(i.mem, lir.Param)):
-            return
-        if i.mem.dtype.nbytes(i.mem.count) >= PREFETCH_FROM and self.n * i.mem.dtype.bits >= 256:
-            ahead = self.op(f"getelementptr i8, ptr {ptr}, i64 {PREFETCH_AHEAD}")
+        """Ask for what a loop will read soon: behind a long chain of arithmetic the core itself sees the next load too late.
+        A prefetch beyond the array is harmless."""
+        if self.depth and i.attrs.get("ahead"):
+            ahead = self.op(f"getelementptr i8, ptr {ptr}, i64 {i.attrs['ahead']}")
             self.call("void", "llvm.prefetch.p0", ("ptr", ahead), ("i32 immarg", "0"), ("i32 immarg", "3"), ("i32 immarg", "1"))
+
+    def do_nibble(self, i: Inst) -> None:
+        nibble.load(self, i)
 
     do_table = do_load
 
@@ -516,3 +521,14 @@ class Emitter:
 
 def _memory_suffix(m: str) -> str:
     return {"float": "f32", "double": "f64", "half": "f16"}.get(m, m)
+
+
+def _align(i: Inst) -> int:
+    assert i.mem is not None
+    return max(1, i.mem.dtype.bits // 8)
+
+
+def _invariant(i: Inst) -> str:
+    """What tells LLVM that no store changes what `i` loads."""
+    constant = isinstance(i.mem, lir.Table) or isinstance(i.mem, lir.Param) and not i.mem.writable
+    return ", !invariant.load !0" if constant else ""

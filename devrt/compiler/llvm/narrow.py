@@ -51,6 +51,8 @@ def _plain(e: Emitter, src: DType, dst: DType, a: str, u: bool) -> str:
     if src.is_float:
         return _saturate(e, src, dst, a, u)
     if dst.is_float:
+        if src.bits < 32:  # widened first, so that LLVM sees where the narrow value was cut from a wide one
+            return _plain(e, dt.int32, dst, _plain(e, src, dt.int32, a, u), u)
         return e.op(f"{'si' if src.kind == 'int' else 'ui'}tofp {st} {a} to {t}")
     if src.bits == dst.bits:
         return a

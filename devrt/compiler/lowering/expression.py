@@ -1,42 +1,71 @@
 """Expressions of the kernel IR as LIR, at a given point of the loop nest.
 
 A float16, bfloat16 or fp8 value lives in a float32 register that holds it exactly: arithmetic is done in float32 and
-rounded to the type after every op. A int4 value lives in int8.
+rounded to the type after every op. An int4 value lives in int8.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from devrt.compiler import dtypes as dt
 from devrt.compiler import transcendental
 from devrt.compiler.dtypes import DType, compute_type
-from devrt.compiler.index import Axis, Index, Quotient, Remainder
+from devrt.compiler.index import Axis, Index, Quotient, Remainder, axes_of
 from devrt.compiler.kernel import Ex, Kernel, Name
 from devrt.compiler.lir import Builder, Param, Reg
 from devrt.compiler.ops import Op
 from devrt.device import CompileError
 
+CACHE_LINE = 512  # bits
+AHEAD = 4096  # bytes, at least, from a load to what is fetched with it
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Lanes and loops run along arrays: where one has `least` bytes, loads fetch ahead, once a cache line.
+
+    `phase`: elements from the start of a loop's turn to the first lane. `block`: elements of the rows that are read side by
+    side, if several: what is read next is not further on in a row, but in a later block.
+    """
+
+    least: int = 2 << 20  # what no second-level cache keeps
+    phase: int = 0
+    block: int = 0
+
+    def ahead(self, d: DType, count: int) -> int:
+        """How many bytes ahead of a load from an array of `count` `d` to fetch; 0: nothing."""
+        if d.nbytes(count) < self.least or self.phase * d.bits % CACHE_LINE:
+            return 0
+        block = max(d.nbytes(self.block), 1)
+        return -(-AHEAD // block) * block
+
 
 class Scope:
     """Evaluates expressions where `axes` gives the position and `values` what earlier stages computed.
 
-    `mask`, if any, says in which lanes the point exists: loads outside touch nothing. `stream` says that lanes and loops
-    run along the arrays, so that loads may fetch ahead. Registers are remembered, so a
-    Scope must not outlive the block it was made in.
+    `mask`, if any, says in which lanes the point exists: loads outside touch nothing. `stream`, if any, says that loads may
+    fetch ahead. `first`, if not empty, names the only axis that differs between lanes, which count on from a multiple of
+    `lanes`, and where lane 0 is. Registers are remembered, so a Scope must not outlive the block it was made in.
     """
 
     def __init__(self, b: Builder, params: list[Param], axes: dict[Axis, Reg], values: dict[Name, Reg],
-                 mask: Reg | None = None, stream: bool = False) -> None:
+                 mask: Reg | None = None, stream: Stream | None = None, first: dict[Axis, Reg] | None = None) -> None:
         self.b, self.params, self.axes, self.values, self.mask = b, params, axes, values, mask
-        self.stream = stream
+        self.stream, self.first = stream, first or {}
         self.known: dict[int, Reg] = {}
 
-    def at(self, axes: dict[Axis, Reg], mask: Reg | None = None) -> Scope:
+    def at(self, axes: dict[Axis, Reg], mask: Reg | None = None, phase: int = 0,
+           first: dict[Axis, Reg] | None = None) -> Scope:
         """The same scope at more axes, in an inner block."""
         return Scope(self.b, self.params, self.axes | axes, self.values, mask if mask is not None else self.mask,
-                     self.stream)
+                     self.stream and replace(self.stream, phase=phase), first or self.first)
+
+    def streaming(self, stream: Stream) -> Scope:
+        """The same scope, its loads run along arrays."""
+        return Scope(self.b, self.params, self.axes, self.values, self.mask, stream, self.first)
 
     # ----- indexes
 
@@ -47,7 +76,8 @@ class Scope:
             if isinstance(atom, Axis):
                 r = self.axes[atom]
             elif isinstance(atom, Quotient):
-                r = b.div(self.index(atom.x), b.idx(atom.by))
+                here = self._at_first_lane() if self._in_one_block(atom) else self
+                r = b.div(here.index(atom.x), b.idx(atom.by))
             elif isinstance(atom, Remainder):
                 r = b.rem(self.index(atom.x), b.idx(atom.by))
             else:
@@ -58,6 +88,26 @@ class Scope:
                 r = b.max(b.min(r, b.idx(atom.size - 1)), b.idx(0))
             total = b.add(total, b.mul(r, b.idx(coefficient)))
         return total
+
+    def _at_first_lane(self) -> Scope:
+        return Scope(self.b, self.params, self.axes | self.first, self.values)
+
+    def _in_one_block(self, q: Quotient) -> bool:
+        """Whether all lanes have the quotient of lane 0: blocks of `by` start and end between vectors."""
+        lanes = self.b.lanes
+        linear = all(isinstance(a, Axis) and c == 1 if axes_of(a) & self.first.keys() else c % lanes == 0 for a, c in q.x.terms)
+        return bool(self.first) and linear and q.by % lanes == 0 and q.x.constant % lanes == 0
+
+    def _alike(self, i: Index) -> bool:
+        """Whether all lanes are known to have the same index."""
+        return bool(self.first) and all(not axes_of(a) & self.first.keys() or isinstance(a, Quotient) and self._in_one_block(a)
+                                        for a, _ in i.terms)
+
+    def _paired(self, i: Index) -> bool:
+        """Whether the lanes are known to count on from an even index."""
+        even = i.constant % 2 == 0 and self.b.lanes % 2 == 0
+        return even and any(a in self.first for a, _ in i.terms) and all(
+            a in self.first and c == 1 or c % 2 == 0 and not axes_of(a) & self.first.keys() for a, c in i.terms)
 
     # ----- values
 
@@ -91,17 +141,16 @@ class Scope:
     def _load(self, e: Ex) -> Reg:
         b = self.b
         slot, index = e.arg
-        mask = self.mask
+        mask = None if self._alike(index) else self.mask  # the first lane always exists
         if e.args:
             own = self.value(e.args[0])
             mask = own if mask is None else b.and_(mask, own)
         param = self.params[slot]
-        if e.dtype is not dt.int4:
-            return b.cast(b.load(param, self.index(index), mask, self.stream), compute_type(e.dtype))
-        i = self.index(index)
-        byte = b.cast(b.load(param, b.div(i, b.idx(2)), mask), dt.int32)
-        left = b.sub(b.const(dt.int32, 28), b.cast(b.mul(b.rem(i, b.idx(2)), b.idx(4)), dt.int32))
-        return b.cast(b.shr(b.shl(byte, left), b.const(dt.int32, 28)), dt.int8)
+        if e.dtype is dt.int4:
+            ahead = self.stream.ahead(e.dtype, 2 * param.count) if self.stream else 0
+            return b.nibble(param, self.index(index), mask, ahead, self._paired(index))
+        ahead = self.stream.ahead(e.dtype, param.count) if self.stream else 0
+        return b.cast(b.load(param, self.index(index), mask, ahead), compute_type(e.dtype))
 
 
 def _rounded(value: int | float | bool, d: DType) -> int | float | bool:

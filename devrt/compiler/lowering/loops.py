@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from devrt.compiler.index import Axis
 from devrt.compiler.lir import Builder, Reg
 
-Body = Callable[[Reg, "Reg | None"], None]
+
+class Point(NamedTuple):
+    """A vector of positions along an axis: `k` in each lane, `first` in lane 0, the `mask` of those that exist (None: all),
+    and how many elements after the start of a turn of the loop, `phase`, it begins."""
+
+    k: Reg
+    first: Reg
+    mask: Reg | None
+    phase: int
+
+
+Body = Callable[[Point], None]
 
 
 def sweep(b: Builder, start: Reg, count: int, unroll: int, body: Body) -> None:
-    """body(start + k, mask) for k in 0..count-1, `lanes` at a time, `unroll` vectors a turn; mask None: all lanes."""
+    """body at start + k for k in 0..count-1, `lanes` at a time, `unroll` vectors a turn."""
     lanes, lane = b.lanes, b.lane()
     wide = lanes * unroll
     full = count // wide * wide
@@ -19,15 +31,13 @@ def sweep(b: Builder, start: Reg, count: int, unroll: int, body: Body) -> None:
     _turns(b, start, lane, 0, full, wide, unroll, body)
     _turns(b, start, lane, full, full + vectors, lanes, 1, body)
     if count > full + vectors:
-        at = b.add(b.add(start, b.idx(full + vectors)), lane)
-        body(at, b.lt(lane, b.idx(count - full - vectors)))
+        first = b.add(start, b.idx(full + vectors))
+        body(Point(b.add(first, lane), first, b.lt(lane, b.idx(count - full - vectors)), 0))
 
 
 def _turns(b: Builder, start: Reg, lane: Reg, lo: int, hi: int, step: int, unroll: int, body: Body) -> None:
     def turn(i: Reg) -> None:
-        at = b.add(b.add(start, i), lane)
-        for u in range(unroll):
-            body(b.add(at, b.idx(u * b.lanes)), None)
+        _unrolled(b, b.add(start, i), lane, unroll, body)
 
     def looped(i: Reg, _: list[Reg]) -> Sequence[Reg]:
         turn(i)
@@ -38,6 +48,12 @@ def _turns(b: Builder, start: Reg, lane: Reg, lo: int, hi: int, step: int, unrol
         b.loop(lo, hi, [], looped, step=step)
 
 
+def _unrolled(b: Builder, start: Reg, lane: Reg, unroll: int, body: Body) -> None:
+    for u in range(unroll):
+        first = b.add(start, b.idx(u * b.lanes))
+        body(Point(b.add(first, lane), first, None, u * b.lanes))
+
+
 def sweep_upto(b: Builder, start: Reg, count: Reg, unroll: int, body: Body) -> None:
     """The same for a count that differs between groups."""
     lanes, lane = b.lanes, b.lane()
@@ -45,14 +61,12 @@ def sweep_upto(b: Builder, start: Reg, count: Reg, unroll: int, body: Body) -> N
     full = b.mul(b.div(count, wide), wide)
 
     def main(i: Reg, _: list[Reg]) -> Sequence[Reg]:
-        at = b.add(b.add(start, i), lane)
-        for u in range(unroll):
-            body(b.add(at, b.idx(u * lanes)), None)
+        _unrolled(b, b.add(start, i), lane, unroll, body)
         return []
 
     def rest(i: Reg, _: list[Reg]) -> Sequence[Reg]:
-        k = b.add(i, lane)
-        body(b.add(start, k), b.lt(k, count))
+        k, first = b.add(i, lane), b.add(start, i)
+        body(Point(b.add(first, lane), first, b.lt(k, count), 0))
         return []
     b.loop(0, full, [], main, step=lanes * unroll)
     b.loop(full, count, [], rest, step=lanes)
@@ -70,8 +84,8 @@ def spread(b: Builder, flat: Reg, axes: Sequence[Axis]) -> dict[Axis, Reg]:
     return table
 
 
-def rows_of_group(b: Builder, rows: int, per_group: int, body: Callable[[Reg], None]) -> None:
-    """body(row) for the rows that belong to this group."""
+def rows_of_group(b: Builder, rows: int, per_group: int, body: Callable[[Reg], None], step: int = 1) -> None:
+    """body(row) for every `step`th of the rows that belong to this group; `step` divides both numbers."""
     if per_group == 1:
         body(b.group())
         return
@@ -81,4 +95,4 @@ def rows_of_group(b: Builder, rows: int, per_group: int, body: Callable[[Reg], N
     def one(i: Reg, _: list[Reg]) -> Sequence[Reg]:
         body(b.add(first, i))
         return []
-    b.loop(0, count, [], one)
+    b.loop(0, count, [], one, step=step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -11,8 +12,8 @@ from devrt.compiler.kernel import Ex, Kernel, Store, subexpressions
 from devrt.compiler.lir import Builder, Param, Program, Reg
 from devrt.compiler.lowering import expression
 from devrt.compiler.lowering.contract_plan import Tuning
-from devrt.compiler.lowering.expression import Scope, storable
-from devrt.compiler.lowering.loops import rows_of_group, spread, sweep, sweep_upto
+from devrt.compiler.lowering.expression import Scope, Stream, storable
+from devrt.compiler.lowering.loops import Point, rows_of_group, spread, sweep, sweep_upto
 from devrt.compiler.ops import TRANSCENDENTAL, Op
 
 CHUNK = 16384  # elements a group handles: long enough to hide the dispatch, short enough to balance
@@ -40,25 +41,25 @@ def lower(k: Kernel, name: str, t: Tuning) -> Program:
     stream = streams(k, store, last, t)
 
     def point(row: Reg) -> Scope:
-        return Scope(b, params, spread(b, row, outer), {}, stream=True)
+        return Scope(b, params, spread(b, row, outer), {}, stream=Stream())
 
-    def element(scope: Scope, at: Reg, mask: Reg | None) -> None:
-        write(b, params, store, scope.at({last: at}, mask), stream)
+    def element(scope: Scope, at: Point) -> None:
+        write(b, params, store, scope.at({last: at.k}, at.mask, at.phase), stream)
 
     if chunks == 1:
         def whole(row: Reg) -> None:
             scope = point(row)
-            sweep(b, b.idx(0), last.size, unroll, lambda at, mask: element(scope, at, mask))
+            sweep(b, b.idx(0), last.size, unroll, functools.partial(element, scope))
         rows_of_group(b, rows, per_group, whole)
         return b.finish()
     g = b.group()
     scope = point(b.div(g, b.idx(chunks)) if outer else b.idx(0))
     start = b.mul(b.rem(g, b.idx(chunks)) if outer else g, b.idx(CHUNK))
     if last.size % CHUNK == 0:
-        sweep(b, start, CHUNK, unroll, lambda at, mask: element(scope, at, mask))
+        sweep(b, start, CHUNK, unroll, functools.partial(element, scope))
     else:
         count = b.min(b.sub(b.idx(last.size), start), b.idx(CHUNK))
-        sweep_upto(b, start, count, unroll, lambda at, mask: element(scope, at, mask))
+        sweep_upto(b, start, count, unroll, functools.partial(element, scope))
     return b.finish()
 
 
@@ -96,9 +97,9 @@ def _lower_flat(k: Kernel, s: Store, name: str, t: Tuning) -> Program:
     b = Builder(name, lanes=t.lanes, groups=groups)
     params = expression.params_of(b, k)
 
-    def element(at: Reg, mask: Reg | None) -> None:
-        safe = at if mask is None else b.min(at, b.idx(total - 1))
-        write(b, params, s, Scope(b, params, spread(b, safe, s.inner), {}, mask))
+    def element(at: Point) -> None:
+        safe = at.k if at.mask is None else b.min(at.k, b.idx(total - 1))
+        write(b, params, s, Scope(b, params, spread(b, safe, s.inner), {}, at.mask))
 
     start = b.mul(b.group(), b.idx(CHUNK))
     sweep_upto(b, start, b.min(b.sub(b.idx(total), start), b.idx(CHUNK)), 1, element)
@@ -118,12 +119,12 @@ def _lower_int4(k: Kernel, s: Store, name: str, t: Tuning) -> Program:
         r = Scope(b, params, spread(b, safe, s.inner), {}, mask).value(s.value)
         return b.and_(b.bitcast(b.select(mask, r, b.const(dt.int8, 0)), dt.uint8), b.const(dt.uint8, 15))
 
-    def element(at: Reg, mask: Reg | None) -> None:
-        first = b.mul(at, b.idx(2))
+    def element(at: Point) -> None:
+        first = b.mul(at.k, b.idx(2))
         second = b.add(first, b.idx(1))
         low = nibble(first, b.lt(first, b.idx(total)))
         high = nibble(second, b.lt(second, b.idx(total)))
-        b.store(params[s.slot], at, b.or_(low, b.shl(high, b.const(dt.uint8, 4))), mask)
+        b.store(params[s.slot], at.k, b.or_(low, b.shl(high, b.const(dt.uint8, 4))), at.mask)
 
     start = b.mul(b.group(), b.idx(CHUNK))
     sweep_upto(b, start, b.min(b.sub(b.idx(octets), start), b.idx(CHUNK)), 1, element)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 
 from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import Builder, Reg, Shared
+from devrt.compiler.lowering.loops import Point
 from devrt.device import CompileError
 
 LANES = 64
 CHUNK = 16384
 
-Terms = Callable[[Reg, "Reg | None"], Sequence[Reg]]
+Terms = Callable[[Point], Sequence[Sequence[Reg]]]  # for each row, the terms at a point
 
 
 def identity(kind: str, d: DType) -> int | float | bool:
@@ -53,44 +54,56 @@ def ordered(kind: str, d: DType) -> bool:
 
 
 def along_lanes(b: Builder, kind: str, d: DType, count: int, terms: Terms, scratch: Callable[[int], Shared],
-                turns: int = 2) -> Reg:
-    """Reduce terms(k, mask), k = 0..count-1, with lanes along k. The result is the same in all lanes.
+                turns: int = 2, rows: int = 1) -> list[Reg]:
+    """Reduce terms(at), at = 0..count-1, with lanes along them, in several rows at once. Each row's result is the same in
+    all lanes.
 
-    `scratch(n)` gives a shared array of n elements of `d`. A loop takes `turns` times 64 terms at once: their loads start
-    together, the order stays.
+    `scratch(n)` gives a shared array of n elements of `d`. A loop takes `turns` times 64 terms of a row at once: their loads
+    start together, the order stays. Several rows, a power of two up to the lanes, have at most a chunk of terms each; they
+    share what their terms share, and the registers in which lanes are folded.
     """
     if LANES % b.lanes:
         raise CompileError(f"reductions need lanes that divide {LANES}, not {b.lanes}")
     if count <= CHUNK or not ordered(kind, d):
-        return _block(b, kind, d, b.idx(0), count, terms, turns)
+        return _block(b, kind, d, b.idx(0), count, terms, turns, rows)
     full, rest = divmod(count, CHUNK)
     partial = scratch(full + bool(rest))
 
     def chunk(c: Reg, _: list[Reg]) -> Sequence[Reg]:
-        b.store(partial, c, _block(b, kind, d, b.mul(c, b.idx(CHUNK)), CHUNK, terms, turns))
+        (total,) = _block(b, kind, d, b.mul(c, b.idx(CHUNK)), CHUNK, terms, turns, 1)
+        b.store(partial, c, total)
         return []
     b.loop(0, full, [], chunk)
     if rest:
-        b.store(partial, b.idx(full), _block(b, kind, d, b.idx(full * CHUNK), rest, terms, turns))
+        (total,) = _block(b, kind, d, b.idx(full * CHUNK), rest, terms, turns, 1)
+        b.store(partial, b.idx(full), total)
     b.barrier()
     again = "sum" if kind == "dot" else kind
-    return along_lanes(b, again, d, full + bool(rest), lambda k, mask: [b.load(partial, k, mask)], scratch)
+    return along_lanes(b, again, d, full + bool(rest), lambda at: [[b.load(partial, at.k, at.mask)]], scratch)
 
 
-def _block(b: Builder, kind: str, d: DType, start: Reg, count: int, terms: Terms, turns: int) -> Reg:
+def _block(b: Builder, kind: str, d: DType, start: Reg, count: int, terms: Terms, turns: int, rows: int) -> list[Reg]:
     lanes, lane = b.lanes, b.lane()
     n = LANES // lanes
-    start = b.add(start, lane)
-    acc = [b.const(d, identity(kind, d)) for _ in range(n)]
+    acc = [b.const(d, identity(kind, d)) for _ in range(n * rows)]  # of row r: acc[r], acc[r + rows], ..
     whole = count // LANES * LANES
 
-    def turn(i: Reg, carried: list[Reg]) -> list[Reg]:
-        at = b.add(start, i)
-        return [fold(b, kind, a, terms(b.add(at, b.idx(u * lanes)), None)) for u, a in enumerate(carried)]
+    def step_at(acc: list[Reg], first: Reg, u: int, phase: int, tail: Reg | None = None) -> None:
+        """Vector u of a turn, whose lane 0 is `first`."""
+        own = slice(u * rows, u * rows + rows)
+        more = terms(Point(b.add(first, lane), first, tail, phase))
+        folded = [fold(b, kind, a, t) for a, t in zip(acc[own], more, strict=True)]
+        acc[own] = folded if tail is None else [b.select(tail, f, a) for f, a in zip(folded, acc[own], strict=True)]
+
+    def turn(i: Reg, carried: list[Reg], phase: int = 0) -> list[Reg]:
+        acc = list(carried)
+        for u in range(n):
+            step_at(acc, b.add(b.add(start, i), b.idx(u * lanes)), u, phase + u * lanes)
+        return acc
 
     def several(i: Reg, carried: list[Reg]) -> list[Reg]:
         for k in range(turns):
-            carried = turn(b.add(i, b.idx(k * LANES)), carried)
+            carried = turn(b.add(i, b.idx(k * LANES)), carried, k * LANES)
         return carried
     step = turns * LANES
     done = whole // step * step if whole > step else 0
@@ -103,22 +116,31 @@ def _block(b: Builder, kind: str, d: DType, start: Reg, count: int, terms: Terms
     rest = count - whole
     for u in range(n):
         here = min(rest - u * lanes, lanes)
-        if here <= 0:
-            break
-        at = b.add(start, b.idx(whole + u * lanes))
-        if here == lanes:
-            acc[u] = fold(b, kind, acc[u], terms(at, None))
-        else:
-            mask = b.lt(lane, b.idx(here))
-            acc[u] = b.select(mask, fold(b, kind, acc[u], terms(at, mask)), acc[u])
-    while len(acc) > 1:
+        if here > 0:
+            step_at(acc, b.add(start, b.idx(whole + u * lanes)), u, u * lanes, None if here == lanes else b.lt(lane, b.idx(here)))
+    while len(acc) > rows:
         half = len(acc) // 2
-        acc = [combine(b, kind, acc[u], acc[u + half]) for u in range(half)]
-    x, step = acc[0], lanes // 2
+        acc = [combine(b, kind, x, y) for x, y in zip(acc[:half], acc[half:], strict=True)]
+    return _fold_lanes(b, kind, acc)
+
+
+def _fold_lanes(b: Builder, kind: str, rows: list[Reg]) -> list[Reg]:
+    """The lanes of each register folded by halves. A row needs half the lanes after each step, so two then share them."""
+    regs, step = rows, b.lanes // 2
     while step:
-        x = combine(b, kind, x, b.lane_xor(x, step))
+        if len(regs) > 1:
+            low = b.lt(b.rem(b.lane(), b.idx(2 * step)), b.idx(step))
+            regs = [combine(b, kind, b.select(low, x, y), b.lane_xor(b.select(low, y, x), step))
+                    for x, y in zip(regs[::2], regs[1::2], strict=True)]
+        else:
+            regs = [combine(b, kind, regs[0], b.lane_xor(regs[0], step))]
         step //= 2
-    return b.lane_get(x, 0)
+    return [b.lane_get(regs[0], _place(n, b.lanes)) for n in range(len(rows))]
+
+
+def _place(row: int, lanes: int) -> int:
+    """The lane that has the result of a row: its number's bits, the last one first, choose between halves."""
+    return sum((row >> k & 1) * (lanes >> k + 1) for k in range(row.bit_length()))
 
 
 ColumnTerms = Callable[[Reg, int], Sequence[Reg]]

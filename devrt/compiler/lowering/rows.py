@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from devrt.compiler.dtypes import DType, compute_type
 from devrt.compiler.index import Axis
@@ -16,12 +17,14 @@ from devrt.compiler.kernel import Ex, Kernel, Name, Reduce, Stage, Store, is_cos
 from devrt.compiler.lir import Builder, Param, Program, Reg, Shared
 from devrt.compiler.lowering import expression
 from devrt.compiler.lowering.contract_plan import Tuning
-from devrt.compiler.lowering.expression import Scope, round_to
-from devrt.compiler.lowering.loops import rows_of_group, spread, sweep
+from devrt.compiler.lowering.expression import Scope, Stream, round_to
+from devrt.compiler.lowering.loops import Point, rows_of_group, spread, sweep
 from devrt.compiler.lowering.map import length, streams, write
-from devrt.compiler.lowering.reduction import Columns, along_lanes
+from devrt.compiler.lowering.reduction import CHUNK, LANES, Columns, along_lanes
 
 WORK = 16384  # elements a group should at least read
+PRODUCT = Stream(least=64 << 10)  # the caches of a model that uses each matrix once hold others by now
+SIDE_BY_SIDE = 8 << 10  # bytes that rows taken at once may have: what is fetched ahead lies beyond them
 STASH_BYTES = 2 << 20  # shared memory that kept values may take: half of what a device must offer
 
 
@@ -82,7 +85,8 @@ class _Rows:
         self.k, self.t = k, t
         self.rows = math.prod(a.size for a in k.grid)
         work = sum(math.prod(a.size for a in _inner(s)) for s in k.stages)
-        self.per_group = max(1, min(WORK // max(work, 1), self.rows))
+        self.at_once = self._rows_at_once()
+        self.per_group = max(1, min(WORK // max(work, 1), self.rows) // self.at_once) * self.at_once
         self.b = Builder(name, lanes=t.lanes, groups=max(1, -(-self.rows // self.per_group)))
         self.params: list[Param] = expression.params_of(self.b, k)
         self.stash: dict[int, tuple[int, Shared]] = {}
@@ -94,50 +98,78 @@ class _Rows:
         self.partials: dict[tuple[DType, int], Shared] = {}
 
     def run(self) -> Program:
-        rows_of_group(self.b, self.rows, self.per_group, self.row)
+        rows_of_group(self.b, self.rows, self.per_group, self.block, step=self.at_once)
         return self.b.finish()
+
+    def _rows_at_once(self) -> int:
+        """2 where no stage but reductions, each of a chunk, runs along the rows, and the accumulators take half the registers.
+
+        Two rows share the loads of what is the same in both, and the steps in which lanes are folded.
+        """
+        reductions = [s for s in self.k.stages if isinstance(s, Reduce)]
+        inner = [math.prod(a.size for a in s.inner) for s in reductions]
+        plain = all(isinstance(s, Reduce) or not _inner(s) for s in self.k.stages) and not kept_values(self.k.stages)
+        if not plain or self.rows % 2 or self.t.lanes < 2 or max(inner) > CHUNK:
+            return 1
+        grid = set(self.k.grid)
+        bits = max((e.dtype.bits * n for s, n in zip(reductions, inner, strict=True) for e in subexpressions(s.exprs)
+                    if e.op == "load" and e.axes & grid), default=0)
+        registers = self.t.vector_registers * self.t.lanes * 32 // max(s.dtype.bits for s in reductions)
+        short = all(length(s.exprs) <= 16 for s in reductions)
+        return 2 if short and 2 * bits <= 8 * SIDE_BY_SIDE and registers >= 4 * LANES else 1
 
     def partial(self, d: DType, count: int) -> Shared:
         if (d, count) not in self.partials:
             self.partials[d, count] = self.b.shared(f"partial{len(self.partials)}", d, count)
         return self.partials[d, count]
 
-    def row(self, row: Reg) -> None:
+    def block(self, row: Reg) -> None:
+        """The rows from `row` on that are taken at once."""
         b = self.b
-        scope = Scope(b, self.params, spread(b, row, self.k.grid), {}, stream=True)
+        scopes = [Scope(b, self.params, spread(b, b.add(row, b.idx(r)), self.k.grid), {}) for r in range(self.at_once)]
         for n, s in enumerate(self.k.stages):
             if isinstance(s, Reduce):
-                scope.values[s.name] = self.reduce(n, s, scope)
+                for scope, value in zip(scopes, self.reduce(n, s, scopes), strict=True):
+                    scope.values[s.name] = value
             else:
                 assert isinstance(s, Store)
-                self.store(n, s, scope)
+                for scope in scopes:
+                    self.store(n, s, scope)
 
-    def inner_scope(self, stage: int, scope: Scope, at: Reg, mask: Reg | None) -> Scope:
+    def inner_scope(self, stage: int, scope: Scope, at: Point) -> Scope:
         inner = _inner(self.k.stages[stage])
-        safe = at if mask is None or len(inner) == 1 else self.b.min(at, self.b.idx(math.prod(a.size for a in inner) - 1))
-        here = scope.at(spread(self.b, safe, inner), mask)
+        alone = len(inner) == 1
+        safe = at.k if at.mask is None or alone else self.b.min(at.k, self.b.idx(math.prod(a.size for a in inner) - 1))
+        here = scope.at(spread(self.b, safe, inner), at.mask, at.phase, {inner[0]: at.first} if alone else None)
         for key, (made, array) in self.stash.items():
             if made < stage and inner == _inner(self.k.stages[made]):
-                here.known[key] = self.b.load(array, at, mask)
+                here.known[key] = self.b.load(array, at.k, at.mask)
         return here
 
-    def keep(self, stage: int, here: Scope, at: Reg, mask: Reg | None) -> None:
+    def keep(self, stage: int, here: Scope, at: Point) -> None:
         for key, (made, array) in self.stash.items():
             if made == stage:
-                self.b.store(array, at, here.value(self.kept[key]), mask)
+                self.b.store(array, at.k, here.value(self.kept[key]), at.mask)
 
-    def reduce(self, n: int, s: Reduce, scope: Scope) -> Reg:
-        b = self.b
-
-        def terms(at: Reg, mask: Reg | None) -> list[Reg]:
-            here = self.inner_scope(n, scope, at, mask)
-            values = [b.cast(here.value(e), s.dtype) for e in s.exprs]
-            self.keep(n, here, at, mask)
-            return values
+    def reduce(self, n: int, s: Reduce, scopes: list[Scope]) -> list[Reg]:
+        b, rows = self.b, len(scopes)
         count = math.prod(a.size for a in s.inner)
-        total = along_lanes(b, s.kind, s.dtype, count, terms, lambda size: self.partial(s.dtype, size),
-                            turns=8 if length(s.exprs) <= 8 else 2)
-        return round_to(b, total, s.out)
+        stream = replace(PRODUCT if s.kind == "dot" else Stream(), block=count * rows if rows > 1 else 0)
+        same = [e for e in subexpressions(s.exprs) if not e.axes & set(self.k.grid)]
+
+        def terms(at: Point) -> list[list[Reg]]:
+            values: list[list[Reg]] = []
+            known: dict[int, Reg] = {}
+            for scope in scopes:
+                here = self.inner_scope(n, scope.streaming(stream), at)
+                here.known |= known
+                values.append([b.cast(here.value(e), s.dtype) for e in s.exprs])
+                known = {id(e): here.known[id(e)] for e in same if id(e) in here.known}
+                self.keep(n, here, at)
+            return values
+        totals = along_lanes(b, s.kind, s.dtype, count, terms, lambda size: self.partial(s.dtype, size),
+                             turns=max(1, (8 if length(s.exprs) <= 8 else 2) // rows), rows=rows)
+        return [round_to(b, total, s.out) for total in totals]
 
     def store(self, n: int, s: Store, scope: Scope) -> None:
         b = self.b
@@ -146,9 +178,9 @@ class _Rows:
             return
         stream = streams(self.k, s, s.inner[-1], self.t)
 
-        def element(at: Reg, mask: Reg | None) -> None:
-            here = self.inner_scope(n, scope, at, mask)
-            self.keep(n, here, at, mask)
+        def element(at: Point) -> None:
+            here = self.inner_scope(n, scope.streaming(Stream()), at)
+            self.keep(n, here, at)
             write(b, self.params, s, here, stream)
         sweep(b, b.idx(0), math.prod(a.size for a in s.inner), 2, element)
 
