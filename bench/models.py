@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from report import THREADS, Progress, destination, environment, heading, load, record, write
 
 # isort: split
+import checkpoint
+import decoder
 import encoder
 import numpy as np
 import rwkv
@@ -232,6 +234,96 @@ def rwkv_hugging(c: rwkv.Config, t: Mapping[str, torch.Tensor], text: list[int])
     return run
 
 
+PROMPT, TEXT = 64, 192  # decoding goes on from one to the other, and starts again
+
+
+def llama_hugging(c: checkpoint.Config, w: Mapping[str, devrt.Array]) -> Any:
+    """transformers' own model over the same memory, or why it isn't here."""
+    try:
+        import transformers
+    except ImportError:
+        return "transformers is not installed"
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**c.to_json()))
+    model.load_state_dict(shared(w), assign=True, strict=False)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its tables have no values on the meta device
+    return model.eval().requires_grad_(False)
+
+
+def llama_decode(c: checkpoint.Config, kind: str) -> Case:
+    """One token after another, the KV cache carried on; weights of `kind` against float32 ones."""
+    w = checkpoint.random_weights(c)
+    quantised = {"int8": lambda: decoder.quantise(w, 8), "int4": lambda: decoder.quantise(w, 4, 64),
+                 "bfloat16": lambda: {name: a.astype(devrt.bfloat16).wait() for name, a in w.items()}}
+    models = {"devrt": decoder.Decoder(c, w)}
+    if kind != "float32":
+        models = {"devrt": decoder.Decoder(c, quantised[kind]()), "devrt float32": models["devrt"]}
+    tokens = [(7 * n + 1) % c.vocab for n in range(PROMPT)]
+
+    def stepping(model: decoder.Decoder) -> Call:
+        def traced(tokens: devrt.Array, position: devrt.Array, cache: decoder.Cache) -> tuple[devrt.Array, decoder.Cache]:
+            hidden, cache = model.forward(tokens, position, cache, span=decoder.span(TEXT, TEXT))
+            return model.logits(hidden), cache
+        step = devrt.capture(traced, donate=("cache",))
+        _, _, cache = model.prefill(tokens, model.new_cache(TEXT))
+        kept, at, one = [cache], itertools.cycle(range(PROMPT, TEXT)), devrt.asarray(np.array([17]))
+        positions = [devrt.asarray(np.array(n)) for n in range(TEXT)]
+
+        def run() -> devrt.Array:
+            logits, kept[0] = step(one, positions[next(at)], kept[0])
+            return logits.wait()
+        return run
+
+    def build() -> dict[str, Call | str]:
+        return {**{who: stepping(model) for who, model in models.items()}, "transformers": hugging()}
+
+    def hugging() -> Call | str:
+        model = llama_hugging(c, w)
+        if isinstance(model, str):
+            return model
+        import transformers
+        cache, one = transformers.DynamicCache(config=model.config), torch.tensor([[17]])
+        model(torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+        def run() -> torch.Tensor:
+            if cache.get_seq_length() >= TEXT:
+                cache.crop(PROMPT)
+            return model(one, past_key_values=cache, use_cache=True).logits[0, -1]
+        return run
+    exact = 4.0 * sum(a.size for a in w.values())
+    return Case(f"Llama {c.layers} x {c.dim}, one token, {kind} weights", build, tokens=1,
+                nbytes=float(models["devrt"].bytes_per_token), reads={"devrt float32": exact, "transformers": exact},
+                within={"float32": 1e-4, "bfloat16": 0.03, "int8": 0.1, "int4": 0.8}[kind])
+
+
+def llama_prompt(c: checkpoint.Config, count: int) -> Case:
+    """A prompt read at once into an empty cache."""
+    w = checkpoint.random_weights(c)
+    text = [(7 * n + 1) % c.vocab for n in range(count)]
+
+    def build() -> dict[str, Call | str]:
+        model = decoder.Decoder(c, w)
+
+        def traced(tokens: devrt.Array, cache: decoder.Cache) -> tuple[devrt.Array, decoder.Cache]:
+            hidden, cache = model.forward(tokens, devrt.asarray(np.array(0)), cache, span=count, first=True)
+            return model.logits(hidden[count - 1:]), cache
+        read = devrt.capture(traced, donate=("cache",))
+        kept, given = [model.new_cache(count)], devrt.asarray(np.array(text))
+
+        def ours() -> devrt.Array:
+            logits, kept[0] = read(given, kept[0])
+            return logits.wait()
+        hugging = llama_hugging(c, w)
+        theirs = torch.tensor([text])
+        return {"devrt": ours, "transformers": hugging if isinstance(hugging, str) else
+                lambda: hugging(theirs, use_cache=True, logits_to_keep=1).logits[0, -1]}
+    matrices = sum(a.size for name, a in w.items() if a.ndim == 2 and name != checkpoint.EMBEDDING)
+    attention = 2 * 2 * c.layers * c.heads * c.head_dim * count * (count + 1) / 2
+    return Case(f"Llama {c.layers} x {c.dim}, prompt of {count} tokens", build, tokens=count,
+                flops=2.0 * count * matrices + attention + 2.0 * c.vocab * c.dim)
+
+
 def encoded(c: encoder.Config, batch: int, length: int) -> Case:
     """A batch of full sequences through all layers."""
     def build() -> dict[str, Call | str]:
@@ -315,6 +407,11 @@ def torch_quantised(x: torch.Tensor, codes: devrt.Array, scales: devrt.Array, bi
 
 
 CASES: dict[str, Callable[[], Case]] = {
+    "llama decode float32": lambda: llama_decode(checkpoint.Config(), "float32"),
+    "llama decode bfloat16": lambda: llama_decode(checkpoint.Config(), "bfloat16"),
+    "llama decode int8": lambda: llama_decode(checkpoint.Config(), "int8"),
+    "llama decode int4": lambda: llama_decode(checkpoint.Config(), "int4"),
+    "llama prompt": lambda: llama_prompt(checkpoint.Config(), 512),
     "rwkv step": lambda: rwkv_step(rwkv.Config()),
     "rwkv prompt": lambda: rwkv_prompt(rwkv.Config(), 64),
     "encoder 1x128": lambda: encoded(encoder.Config(), 1, 128),
@@ -327,8 +424,8 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def table(rows: list[Row], style: str) -> str:
-    """Medians, minima in brackets."""
+def table(rows: list[Row], memory: float, style: str) -> str:
+    """Medians, minima in brackets; `memory` is the limit in bytes a second."""
     body = []
     for before, row in zip([None, *rows], rows, strict=False):
         name = "" if before and before["case"] == row["case"] else row["case"]
@@ -338,8 +435,9 @@ def table(rows: list[Row], style: str) -> str:
         m = row["found"]
         ratio = "" if row["who"] == "devrt" else f"{row['devrt_is_faster']:.2f} ({row['by_minima']:.2f})"
         reference = row["l2"] == 0 and row["who"] == "devrt"
+        rate = row["nbytes"] / m["median"]
         body.append([name, row["who"], f"{duration(m['median'])} ({duration(m['fastest'])}){'*' if m['disturbed'] else ''}",
-                     f"{row['tokens'] / m['median']:.3g}", f"{row['nbytes'] / m['median'] / 1e9:.1f}" if row["nbytes"] else "",
+                     f"{row['tokens'] / m['median']:.3g}", f"{rate / 1e9:.1f} ({rate / memory:.0%})" if row["nbytes"] else "",
                      f"{row['flops'] / m['median'] / 1e9:.0f}" if row["flops"] else "", ratio,
                      "reference" if reference else f"{row['l2']:.1e}", "" if reference else f"{row['max']:.1e}",
                      "" if row["same"] else "DIFFERS"])
@@ -349,7 +447,8 @@ def table(rows: list[Row], style: str) -> str:
 
 def notes(rows: list[Row]) -> list[str]:
     out = ["Medians, minima in brackets; * marks medians that include samples during which the process was preempted.",
-           "GB/s: weights read; GFLOP/s: of the products. L2 and max apart: from the exact product in float64 (linear), else "
+           "GB/s: weights read, and their share of what devrt reads from memory at best, measured in this run. GFLOP/s: of the "
+           "products. L2 and max apart: from the exact product in float64 (linear), else "
            "from devrt's result; relative to its norm, and to the root of its mean square.",
            f"linear: every call reads another copy of the weight, {STREAM_BYTES >> 20} MiB in turn."]
     return out + [f"{case}, {who} n/a: {why}" for case, who, why in
@@ -358,7 +457,7 @@ def notes(rows: list[Row]) -> list[str]:
 
 def markdown(env: dict[str, Any], rows: list[Row]) -> str:
     return (heading("Models on devrt beside PyTorch on the CPU", env, "python bench/models.py --write", "models.json")
-            + f"{table(rows, 'pipe')}\n\n" + "\n".join(f"- {n}" for n in notes(rows)) + "\n")
+            + f"{table(rows, env['memory GB/s'] * 1e9, 'pipe')}\n\n" + "\n".join(f"- {n}" for n in notes(rows)) + "\n")
 
 
 def main() -> int:
@@ -379,6 +478,7 @@ def main() -> int:
     rounds = args.rounds or (5 if args.quick else 15)
     rows: list[Row] = []
     progress = Progress(len(wanted))
+    limit = devrt.open().calibrate(fresh=True).memory_bytes_per_s
     with torch.inference_mode():
         for name in wanted:
             progress.begin(name)
@@ -388,8 +488,9 @@ def main() -> int:
             gc.collect()  # weights of the case before
     progress.clear()
     env["load at the end"] = load()
+    env["memory GB/s"] = round(max(limit, devrt.open().calibrate(fresh=True).memory_bytes_per_s) / 1e9, 1)
     print(", ".join(f"{k} {v}" for k, v in env.items()))
-    print(table(rows, "simple"))
+    print(table(rows, env["memory GB/s"] * 1e9, "simple"))
     print("\n".join(notes(rows)))
     raw = record(env, rows)
     if args.json:
