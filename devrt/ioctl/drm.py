@@ -20,12 +20,15 @@ struct drm_version {
 };
 struct drm_gem_close { uint32_t handle, pad; };
 struct drm_get_cap { uint64_t capability, value; };
+struct drm_prime_handle { uint32_t handle, flags; int32_t fd; };
 """,
     ioctls={
         "DRM_IOCTL_VERSION": IOWR(0x00, "drm_version", Pointer("name", "name_len"), Pointer("date", "date_len"),
                                   Pointer("desc", "desc_len")),
         "DRM_IOCTL_GEM_CLOSE": IOW(0x09, "drm_gem_close"),
         "DRM_IOCTL_GET_CAP": IOWR(0x0C, "drm_get_cap"),
+        "DRM_IOCTL_PRIME_HANDLE_TO_FD": IOWR(0x2D, "drm_prime_handle"),
+        "DRM_IOCTL_PRIME_FD_TO_HANDLE": IOWR(0x2E, "drm_prime_handle"),
     },
 )
 
@@ -35,6 +38,7 @@ CAPS = {
     "DRM_CAP_SYNCOBJ_TIMELINE": 0x14,
 }
 PRIME_IMPORT, PRIME_EXPORT = 1, 2  # bits of DRM_CAP_PRIME's value
+DRM_CLOEXEC, DRM_RDWR = 0o2000000, 0o2  # flags of DRM_IOCTL_PRIME_HANDLE_TO_FD
 
 
 def driver_of(system: System, fd: int) -> tuple[str, tuple[int, int, int]]:

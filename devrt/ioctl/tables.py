@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from devrt.ioctl.amdgpu import AMDGPU
 from devrt.ioctl.drm import DRM
 from devrt.ioctl.kfd import KFD
 from devrt.ioctl.uapi import Uapi
 
-TABLES: tuple[Uapi, ...] = (KFD, DRM)
+TABLES: tuple[Uapi, ...] = (KFD, DRM, AMDGPU)

@@ -24,11 +24,13 @@ _NONE, _WRITE, _READ = 0, 1, 2
 
 @dataclass(frozen=True)
 class Pointer:
-    """A field that holds the address of `count` x `element` bytes the driver reads or writes; `count` names a field."""
+    """A field that holds the address of memory the driver reads or writes: the field `count` names, over `per`, times
+    `element` bytes."""
 
     field: str
     count: str
     element: int = 1
+    per: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,12 @@ class Uapi:
         return ffi
 
     def size(self, struct: str) -> int:
-        """sizeof the struct in bytes; 0 for the empty name."""
-        return self.ffi.sizeof(f"struct {struct}") if struct else 0
+        """sizeof the struct or union in bytes; 0 for the empty name."""
+        return self.ffi.sizeof(self.ctype(struct)) if struct else 0
+
+    def ctype(self, struct: str) -> str:
+        """The C type of a declared name: `struct NAME` or `union NAME`."""
+        return f"{self._keywords.get(struct, 'struct')} {struct}"
 
     def request(self, name: str) -> int:
         """The request number that ioctl(2) takes."""
@@ -107,7 +113,7 @@ class Uapi:
 
     def new(self, struct: str, **fields: Any) -> Any:
         """A zeroed struct with `fields` set; assigning out of a field's range raises OverflowError."""
-        return self.ffi.new(f"struct {struct} *", fields)
+        return self.ffi.new(f"{self.ctype(struct)} *", fields)
 
     def call(self, system: System, fd: int, name: str, /, **fields: Any) -> Any:
         """Make the call and return its struct as the driver left it. Raises OSError."""
@@ -138,17 +144,21 @@ class Uapi:
         return dict(self._plain(self.ffi.typeof(pointer).item, pointer[0]))
 
     def offset(self, struct: str, field: str) -> int:
-        return self.ffi.offsetof(f"struct {struct}", field)
+        return self.ffi.offsetof(self.ctype(struct), field)
 
     @functools.cached_property
     def struct_names(self) -> tuple[str, ...]:
-        """Every struct declared, in the order of the C text."""
-        return tuple(re.findall(r"^\s*struct (\w+) \{", self.structs, re.MULTILINE))
+        """Every struct and union declared, in the order of the C text."""
+        return tuple(self._keywords)
 
     def layout(self, struct: str) -> dict[str, tuple[int, int]]:
         """Field name -> (offset, size), in bytes."""
-        kind = self.ffi.typeof(f"struct {struct}")
+        kind = self.ffi.typeof(self.ctype(struct))
         return {name: (field.offset, self.ffi.sizeof(field.type)) for name, field in kind.fields}
+
+    @functools.cached_property
+    def _keywords(self) -> dict[str, str]:
+        return {name: keyword for keyword, name in re.findall(r"^\s*(struct|union) (\w+) \{", self.structs, re.MULTILINE)}
 
     @functools.cached_property
     def _by_request(self) -> dict[int, str]:
@@ -184,7 +194,7 @@ def pointed_ranges(table: Uapi, request: int, data: bytes) -> dict[str, tuple[in
         return {}
     found = {}
     for pointer in table.ioctls[decoded.name].pointers:
-        address, length = decoded.fields[pointer.field], decoded.fields[pointer.count] * pointer.element
+        address, length = decoded.fields[pointer.field], decoded.fields[pointer.count] // pointer.per * pointer.element
         if address and length:
             found[pointer.field] = address, length
     return found
