@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Further witnesses for the tests, e.g. WITNESSES="torch==2.13.0"; tests skip visibly without them.
+# Further witnesses for the tests, e.g. WITNESSES="torch==2.13.0 transformers"; tests skip visibly without them.
 WITNESSES ?=
 
 .PHONY: run test lint clean
@@ -31,8 +31,8 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.test: pyproject.toml $(VENV)/.run
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
-	@if [ -n "$(WITNESSES)" ]; then $(BIN)/pip install --quiet --disable-pip-version-check $(WITNESSES) \
-	  || echo "witnesses not installed: $(WITNESSES); their tests will skip"; fi
+	@for witness in $(WITNESSES); do $(BIN)/pip install --quiet --disable-pip-version-check "$$witness" \
+	  || echo "witness not installed: $$witness; its tests will skip"; done
 	@touch $@
 
 clean:
