@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from devrt.compiler import cache, lir
@@ -32,30 +33,39 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Backend:
-    """Code generation for one device."""
+    """Code generation for one device: LIR to an object, and to assembly text."""
 
     tuning: Tuning
     key: str
-
-    def compile(self, program: lir.Program) -> bytes:
-        from devrt.compiler.llvm import backend, target
-        return backend.compile_program(program, target.host())
-
-    def assembly(self, program: lir.Program) -> str:
-        from devrt.compiler.llvm import backend, target
-        return backend.assembly(program, target.host())
+    compile: Callable[[lir.Program], bytes]
+    assembly: Callable[[lir.Program], str]
 
 
 @functools.lru_cache(maxsize=16)
 def backend_for(p: Properties) -> Backend:
     """The backend that generates code for a device with these properties. Raises Unsupported."""
-    if p.isa not in ("x86-64", "aarch64"):
-        raise Unsupported(f"no code generation for {p.isa}", remedy="open cpu")
-    from devrt.compiler.llvm import target
+    if p.isa in ("x86-64", "aarch64"):
+        return _host(p)
+    if p.isa.startswith("gfx"):
+        return _gcn(p)
+    raise Unsupported(f"no code generation for {p.isa}", remedy="open cpu")
+
+
+def _host(p: Properties) -> Backend:
+    from devrt.compiler.llvm import backend, target
     t = target.host()
     l1 = _cache_size("SC_LEVEL1_DCACHE_SIZE", 32 << 10)
     l2 = min(_cache_size("SC_LEVEL2_CACHE_SIZE", 1 << 20), 2 << 20)
-    return Backend(Tuning(t.lanes, t.vector_registers, l1, l2, p.compute_units), t.key)
+    return Backend(Tuning(t.lanes, t.vector_registers, l1, l2, p.compute_units), t.key,
+                   lambda program: backend.compile_program(program, t), lambda program: backend.assembly(program, t))
+
+
+def _gcn(p: Properties) -> Backend:
+    """A GPU's groups share LDS: it plays the part of the caches that panels are packed into."""
+    from devrt.compiler.llvm import amdgcn
+    t = amdgcn.target(p.isa)
+    return Backend(Tuning(t.wave, t.vector_registers, p.scratch_bytes // 4, p.scratch_bytes * 3 // 4, p.compute_units), t.key,
+                   lambda program: amdgcn.compile_program(program, t), lambda program: amdgcn.assembly(program, t))
 
 
 def _cache_size(name: str, otherwise: int) -> int:
