@@ -106,34 +106,38 @@ class DeviceLost(DevrtError):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# URIs: `cpu`, `amd:0`, `nvidia:0`, `qualcomm:0`, `virtual:amd/gfx1100`, `virtual:amd/4xgfx942`.
+# URIs: `cpu`, `amd:0`, `nvidia:0`, `qualcomm:0`, `virtual:amd/gfx1100`, `virtual:amd/4xgfx942:3`, `virtual:amd/gfx1100?hang@2`.
 
 
 @dataclass(frozen=True)
 class URI:
-    """A parsed device name. `vendor` selects the backend; `virtual` that it stands on a virtual driver."""
+    """A parsed device name. `vendor` selects the backend; `virtual` that it stands on a virtual driver, whose machine is
+    `topology`, with the faults and sizes of `query` (devrt.virtual.faults)."""
 
     vendor: str
     index: int = 0
     virtual: bool = False
     topology: str = ""
+    query: str = ""
 
     def __str__(self) -> str:
         if self.virtual:
-            return f"virtual:{self.vendor}/{self.topology}" + (f":{self.index}" if self.index else "")
+            index, query = f":{self.index}" if self.index else "", f"?{self.query}" if self.query else ""
+            return f"virtual:{self.vendor}/{self.topology}{index}{query}"
         return self.vendor if self.vendor == "cpu" else f"{self.vendor}:{self.index}"
 
 
 _VENDORS = ("cpu", "amd", "nvidia", "qualcomm")
 _REAL = re.compile(r"(?P<vendor>[a-z]+)(?::(?P<index>\d{1,3}))?")
-_VIRTUAL = re.compile(r"virtual:(?P<vendor>[a-z]+)/(?P<topology>[A-Za-z0-9_.+-]+)(?::(?P<index>\d{1,3}))?")
+_VIRTUAL = re.compile(r"virtual:(?P<vendor>[a-z]+)/(?P<topology>[A-Za-z0-9_.+-]+)(?::(?P<index>\d{1,3}))?"
+                      r"(?:\?(?P<query>[A-Za-z0-9_.,:=@&+-]+))?")
 
 
 def parse_uri(text: str) -> URI:
     """`text` as a URI. Raises InvalidArgument with the accepted forms when it is none."""
     match = _VIRTUAL.fullmatch(text) if isinstance(text, str) else None
     if match and match["vendor"] in _VENDORS[1:]:
-        return URI(match["vendor"], int(match["index"] or 0), True, match["topology"])
+        return URI(match["vendor"], int(match["index"] or 0), True, match["topology"], match["query"] or "")
     match = _REAL.fullmatch(text) if isinstance(text, str) else None
     if match and match["vendor"] in _VENDORS and not (match["vendor"] == "cpu" and int(match["index"] or 0)):
         return URI(match["vendor"], int(match["index"] or 0))

@@ -26,6 +26,7 @@ def test_error_classes_and_codes_are_distinct() -> None:
     ("cpu", URI("cpu")), ("amd:0", URI("amd")), ("nvidia:12", URI("nvidia", 12)), ("qualcomm:1", URI("qualcomm", 1)),
     ("virtual:amd/gfx1100", URI("amd", 0, True, "gfx1100")), ("virtual:nvidia/sm_90", URI("nvidia", 0, True, "sm_90")),
     ("virtual:amd/4xgfx942:3", URI("amd", 3, True, "4xgfx942")),
+    ("virtual:amd/2xgfx1100:1?hang@2&seed=7", URI("amd", 1, True, "2xgfx1100", "hang@2&seed=7")),
 ])
 def test_uris(text: str, uri: URI) -> None:
     assert parse_uri(text) == uri
@@ -33,6 +34,7 @@ def test_uris(text: str, uri: URI) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "gpu", "cpu:1", "amd:", "amd:-1", "amd:x", "virtual:cpu/x", "virtual:amd/", "virtual:amd",
+                                  "virtual:amd/gfx1100?", "amd:0?hang@1",
                                   "amd:0 ", "AMD:0", None, 3])
 def test_bad_uris(text: object) -> None:
     with pytest.raises(InvalidArgument, match="names no device") as e:
