@@ -11,7 +11,7 @@ import threading
 from devrt.cpu import probe
 from devrt.cpu.commands import CpuCommandList, Profile
 from devrt.cpu.host import properties
-from devrt.cpu.memory import Allocator, CpuBuffer, Retirement, limit_bytes
+from devrt.cpu.memory import CpuBuffer, HostMemory
 from devrt.cpu.processor import Processor
 from devrt.cpu.program import CpuProgram
 from devrt.cpu.queue import SCRATCH_BYTES, CpuQueue
@@ -29,6 +29,7 @@ from devrt.device import (
     Properties,
 )
 from devrt.ioctl.system import LinuxSystem, System
+from devrt.memory import Allocator, Retirement
 
 MAX_BYTES = 1 << 47
 COPY_WORKERS = 2  # streaming copies saturate memory with few threads, and more would take cores from kernels
@@ -49,10 +50,10 @@ class CpuDevice:
         self._queues: tuple[CpuQueue, ...] = ()
         self._lock = threading.Lock()
         self.retirement = Retirement(self._submitted, self._reached)
-        limit = limit_bytes(self.system)
-        self.allocator = Allocator(self.system, limit, self.retirement, self._drain)
+        memory = HostMemory(self.system)
+        self.allocator = Allocator(memory, self.retirement, self._drain)
         cores = sorted(os.sched_getaffinity(0))
-        self.properties: Properties = properties(self.system, self.processor, len(cores), limit, SCRATCH_BYTES)
+        self.properties: Properties = properties(self.system, self.processor, len(cores), memory.limit, SCRATCH_BYTES)
         self.leader_core = cores[0]
         self.compute = CpuQueue(self, "compute", cores)
         # Copies overlap with kernels, so their workers go wherever a core is free.

@@ -1,59 +1,18 @@
-"""Memory of the CPU device: a caching allocator over anonymous mappings, and the buffers cut from it.
-
-Small blocks (below 2 MiB) are cut from 8 MiB slabs; larger ones are mappings of their own. Both lie on 2 MiB pages
-where the kernel has them. A freed block keeps its pages and waits, by size class, for the next request of its class, so
-a large output page-faults once and not at every step.
-
-The rule for memory that is freed while work is queued: a freed block is handed out again only when everything that had
-been submitted to any queue before the free is done. So neither another queue nor the host can overwrite what queued
-work still reads. When memory runs short, `alloc` waits for that work.
-"""
+"""Memory of the CPU device: anonymous mappings on 2 MiB pages where the kernel has them, and buffers."""
 
 from __future__ import annotations
 
-import sys
-import threading
 import weakref
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from devrt.cpu.processor import byte_view
-from devrt.device import InvalidArgument, OutOfMemory, Placement
+from devrt.device import InvalidArgument, Placement
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.system import MADV_HUGEPAGE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, System
+from devrt.memory import Block, byte_view, let_go
 
 if TYPE_CHECKING:
     from devrt.cpu.commands import CpuCommandList
     from devrt.cpu.device import CpuDevice
-
-ALIGNMENT = 64
-HUGE = 2 << 20
-SLAB = 8 << 20
-CACHE_SHARE = 4  # freed memory that is kept: this fraction of the machine's
-
-
-class Block(NamedTuple):
-    """Memory of one size class."""
-
-    address: int
-    nbytes: int
-
-
-class Usage(NamedTuple):
-    """Bytes: in live buffers, freed but waiting for queued work, kept for reuse, mapped from the OS in all."""
-
-    live: int
-    pending: int
-    cached: int
-    mapped: int
-
-
-def size_class(nbytes: int) -> int:
-    """`nbytes` rounded up to one of eight sizes per doubling, so at most an eighth is wasted."""
-    granule = HUGE if nbytes > HUGE else ALIGNMENT
-    step = max(granule, 1 << max(0, (nbytes - 1).bit_length() - 4))
-    return max(ALIGNMENT, -(-nbytes // step) * step)
 
 
 def map_aligned(system: System, nbytes: int, alignment: int) -> int:
@@ -72,192 +31,23 @@ def map_aligned(system: System, nbytes: int, alignment: int) -> int:
     return start
 
 
-class Retirement:
-    """Actions that wait until everything queued before them is done. `stamp` gives what has been submitted per queue,
-    `reached` whether all of it is done."""
+class HostMemory:
+    """The machine's memory, or its container's share of it, as an allocator's source."""
 
-    def __init__(self, stamp: Callable[[], tuple[int, ...]], reached: Callable[[tuple[int, ...]], bool]) -> None:
-        self._stamp, self._reached = stamp, reached
-        self._waiting: deque[tuple[tuple[int, ...], Callable[[], None]]] = deque()
-        self.lock = threading.RLock()  # the allocator's too: its actions run inside `collect`
+    name = "cpu"
 
-    def later(self, action: Callable[[], None]) -> None:
-        with self.lock:
-            self._waiting.append((self._stamp(), action))
+    def __init__(self, system: System) -> None:
+        self._system, self.limit = system, limit_bytes(system)
 
-    def collect(self) -> None:
-        """Run what has become safe, oldest first."""
-        if not self._waiting:
-            return
-        with self.lock:
-            while self._waiting and self._reached(self._waiting[0][0]):
-                self._waiting.popleft()[1]()
-
-    def idle(self) -> bool:
-        """Whether everything queued so far is done. Takes no lock."""
-        return self._reached(self._stamp())
-
-
-class Allocator:
-    """Gives and takes back Blocks. `limit` is the memory of the machine (or of its container) in bytes."""
-
-    def __init__(self, system: System, limit: int, retirement: Retirement, drain: Callable[[], None]) -> None:
-        self._system, self._limit, self._retirement, self._drain = system, limit, retirement, drain
-        self._lock = retirement.lock
-        self._free: dict[int, list[Block]] = {}
-        self._slabs: dict[int, int] = {}  # address -> blocks that are not free
-        self._slab_at = self._slab_end = 0
-        self._dropped: deque[Block] = deque()  # appended to by finalizers, which may run inside any of our own lines
-        self._owners: deque[object] = deque()  # of borrowed memory, likewise
-        self._closed = False
-        self._live = self._pending = self._cached = self._mapped = 0
-
-    def take(self, nbytes: int) -> Block:
-        """A block of at least `nbytes`; its contents are undefined. Raises OutOfMemory."""
-        size = size_class(nbytes)
-        with self._lock:
-            self._collect()
-            block = self._reuse(size) or self._grow(size)
-            self._live += size
-            return block
-
-    def drop(self, block: Block, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
-        """Free `block` from a finalizer: takes no lock, the work is done at the next call of the allocator.
-
-        A closed allocator gets no such call, so it works at once, except when the interpreter is coming apart.
-        """
-        self._dropped.append(block)
-        if self._closed and not exiting():
-            with self._lock:
-                self._collect()
-
-    def outlast(self, owner: object) -> None:
-        """Keep the owner of borrowed memory until the work queued so far is done. From a finalizer: takes no lock."""
-        if not self._retirement.idle():
-            self._owners.append(owner)
-
-    def give(self, block: Block) -> None:
-        """Free `block`; it is reused when the work queued so far is done."""
-        with self._lock:
-            self._live -= block.nbytes
-            self._pending += block.nbytes
-            self._retirement.later(lambda: self._recycle(block))
-            self._collect()
-
-    def usage(self) -> Usage:
-        with self._lock:
-            self._collect()
-            return Usage(self._live, self._pending, self._cached, self._mapped)
-
-    def trim(self, keep: int = 0) -> None:
-        """Return cached mappings to the OS, largest first, until at most `keep` bytes are cached."""
-        with self._lock:
-            for size in sorted((s for s in self._free if s >= HUGE), reverse=True):
-                blocks = self._free[size]
-                while blocks and self._cached > keep:
-                    self._cached -= size
-                    self._unmap(blocks.pop().address, size)
-
-    def close(self) -> None:
-        """Unmap what is free; the rest follows as its buffers go, so that views of live buffers stay valid."""
-        with self._lock:
-            self._closed = True
-            self._collect()
-            self.trim()
-            for address, used in list(self._slabs.items()):
-                if not used:
-                    self._release_slab(address)
-
-    def after_fork(self) -> None:
-        """A thread that is not here may have held the lock."""
-        self._lock = self._retirement.lock = threading.RLock()
-
-    def _collect(self) -> None:
-        while self._dropped:
-            block = self._dropped.popleft()
-            self._live -= block.nbytes
-            self._pending += block.nbytes
-            self._retirement.later(lambda block=block: self._recycle(block))  # type: ignore[misc]
-        while self._owners:
-            owner = self._owners.popleft()
-            self._retirement.later(lambda owner=owner: _let_go(owner))  # type: ignore[misc]
-        self._retirement.collect()
-
-    def _recycle(self, block: Block) -> None:
-        with self._lock:
-            self._pending -= block.nbytes
-            if block.nbytes < HUGE:
-                slab = block.address // SLAB * SLAB
-                self._slabs[slab] -= 1
-                if self._closed and not self._slabs[slab]:
-                    self._release_slab(slab)
-                    return
-            elif self._closed:
-                self._unmap(block.address, block.nbytes)
-                return
-            self._free.setdefault(block.nbytes, []).append(block)
-            self._cached += block.nbytes
-            if self._cached > self._limit // CACHE_SHARE:
-                self.trim(self._limit // CACHE_SHARE)
-
-    def _reuse(self, size: int) -> Block | None:
-        blocks = self._free.get(size)
-        if not blocks:
-            return None
-        block = blocks.pop()
-        self._cached -= size
-        if size < HUGE:
-            self._slabs[block.address // SLAB * SLAB] += 1
-        return block
-
-    def _grow(self, size: int) -> Block:
-        if size >= HUGE:
-            return Block(self._map(size, HUGE), size)
-        if self._slab_end - self._slab_at < size:
-            self._slab_at = self._map(SLAB, SLAB)
-            self._slab_end = self._slab_at + SLAB
-            self._slabs[self._slab_at] = 0
-        address = self._slab_at
-        self._slab_at += size
-        self._slabs[address // SLAB * SLAB] += 1
-        return Block(address, size)
-
-    def _map(self, nbytes: int, alignment: int) -> int:
-        if nbytes > self._room():
-            self._drain()
-            self._collect()
-            self.trim()
-            room = self._room()
-            if nbytes > room:
-                raise OutOfMemory(f"the cpu has no {nbytes} bytes left",
-                                  evidence=f"asked {nbytes}, free {room}, in buffers {self._live}, "
-                                           f"machine {self._limit}",
-                                  remedy="free buffers, or use a smaller batch")
+    def map(self, nbytes: int, alignment: int) -> int:
         with reported_as(f"can't map {nbytes} bytes of host memory"):
-            address = map_aligned(self._system, nbytes, alignment)
-        self._mapped += nbytes
-        return address
+            return map_aligned(self._system, nbytes, alignment)
 
-    def _room(self) -> int:
-        """Bytes that may still be mapped. The OS counts pages only once they are touched, so our own mappings are held
-        against the machine's total as well."""
-        return min(available_bytes(self._system), self._limit - self._mapped)
-
-    def _unmap(self, address: int, nbytes: int) -> None:
+    def unmap(self, address: int, nbytes: int) -> None:
         self._system.munmap(address, nbytes)
-        self._mapped -= nbytes
 
-    def _release_slab(self, address: int) -> None:
-        for blocks in self._free.values():
-            gone = [block for block in blocks if block.address // SLAB * SLAB == address]
-            self._cached -= sum(block.nbytes for block in gone)
-            blocks[:] = [block for block in blocks if block not in gone] if gone else blocks
-        del self._slabs[address]
-        self._unmap(address, SLAB)
-
-
-def available_bytes(system: System) -> int:
-    return _meminfo(system, "MemAvailable")
+    def available(self) -> int:
+        return _meminfo(self._system, "MemAvailable")
 
 
 def limit_bytes(system: System) -> int:
@@ -317,7 +107,7 @@ class CpuBuffer:
             self.device.allocator.give(block)
         elif self._owner is not None:
             owner, self._owner = self._owner, None
-            self.device.retirement.later(lambda: _let_go(owner))
+            self.device.retirement.later(lambda: let_go(owner))
 
     def __del__(self) -> None:
         block, owner = getattr(self, "_block", None), getattr(self, "_owner", None)
@@ -329,6 +119,3 @@ class CpuBuffer:
     def __repr__(self) -> str:
         return f"<cpu buffer of {self.nbytes} bytes at {self.address:#x}{', freed' if self.freed else ''}>"
 
-
-def _let_go(_: object) -> None:
-    """The end of an owner of wrapped memory: the caller's closure was the last to hold it."""

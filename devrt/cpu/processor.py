@@ -115,24 +115,6 @@ def _libc() -> tuple[cffi.FFI, Any]:
     return ffi, ffi.dlopen(None)
 
 
-def words(address: int) -> Any:
-    """The 64-bit words at `address`, as a cffi pointer to index."""
-    return _libc()[0].cast("volatile uint64_t *", address)
-
-
-def byte_view(address: int, nbytes: int, owner: object) -> memoryview:
-    """`nbytes` at `address`, writable; the view keeps `owner` alive."""
-    ffi, _ = _libc()
-    if not nbytes:
-        return memoryview(bytearray())
-    pointer = ffi.gc(ffi.cast("char *", address), functools.partial(_release, owner))
-    return memoryview(ffi.buffer(pointer, nbytes)).cast("B")
-
-
-def _release(owner: object, pointer: object) -> None:
-    """A view is gone; holding `owner` until now was the point."""
-
-
 def source() -> str:
     """The LLVM IR for this machine. Raises Unsupported where the target-specific part is not written."""
     machine = platform.machine()

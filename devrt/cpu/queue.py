@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from devrt.cpu import packets
 from devrt.cpu.commands import CpuCommandList, Profile
-from devrt.cpu.memory import HUGE, map_aligned
+from devrt.cpu.memory import map_aligned
 from devrt.cpu.packets import QUEUE
-from devrt.cpu.processor import words
 from devrt.cpu.signal import CpuSignal
 from devrt.device import CommandList, DeviceHang, InvalidArgument, OutOfMemory, Signal
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.system import view
+from devrt.memory import HUGE, words
 
 if TYPE_CHECKING:
     from devrt.cpu.device import CpuDevice

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from devrt.cpu.memory import Block
-from devrt.cpu.processor import words
 from devrt.device import DeviceHang, InvalidArgument
+from devrt.memory import Block, words
 
 if TYPE_CHECKING:
     from devrt.cpu.device import CpuDevice

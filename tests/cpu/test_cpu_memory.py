@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devrt.cpu.device import CpuDevice
-from devrt.cpu.memory import size_class
 from devrt.device import InvalidArgument, OutOfMemory, Placement
+from devrt.memory import size_class
 
 
 def mappings() -> int:
