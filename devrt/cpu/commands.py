@@ -36,6 +36,7 @@ class CpuCommandList:
         self.stale = False  # something it uses was freed since the last submission
         self.flight: dict[CpuQueue, int] = {}  # queue -> value of the last submission there
         self._uses: dict[int, list[Any]] = {}  # id -> [buffer or program, how often]
+        self._arguments: dict[int, CpuBuffer] = {}  # word of an argument -> the buffer it is
 
     def dispatch(self, program: Program, arguments: Sequence[Buffer | int], groups: int) -> int:
         if not isinstance(program, CpuProgram) or program.device is not self.device:
@@ -48,8 +49,11 @@ class CpuCommandList:
             raise InvalidArgument(f"{program.name}: {len(arguments)} arguments", evidence=f"at most {MAX_ARGUMENTS}")
         values = [self._value(argument, program.name) for argument in arguments]
         self._use(program)
-        for argument in arguments:
+        first = len(self.words) + packets.ARGUMENT_0
+        for word, argument in enumerate(arguments, first):
             self._use(argument)
+            if isinstance(argument, CpuBuffer):
+                self._arguments[word] = argument
         self.programs[len(self.offsets)] = program
         return self._append(packets.dispatch(program.address, groups, values))
 
@@ -83,10 +87,12 @@ class CpuCommandList:
                                   evidence=f"it was recorded with {count}")
         word = self._value(value, program.name)
         self._own()
-        old = self.words[at + packets.ARGUMENT_0 + argument]
+        at += packets.ARGUMENT_0 + argument
         self._use(value)
-        self.words[at + packets.ARGUMENT_0 + argument] = word
-        self._arguments_changed(old)
+        self._unuse(self._arguments.pop(at, None))
+        if isinstance(value, CpuBuffer):
+            self._arguments[at] = value
+        self.words[at] = word
 
     def check(self) -> None:
         """Raise InvalidArgument if a buffer or a program it uses is gone."""
@@ -137,15 +143,14 @@ class CpuCommandList:
                 thing.lists = weakref.WeakSet()
             thing.lists.add(self)
 
-    def _arguments_changed(self, old: int) -> None:
-        """The argument `old` was replaced: forget the buffer behind it once nothing else here uses it."""
-        for key, entry in self._uses.items():
-            thing = entry[0]
-            if isinstance(thing, CpuBuffer) and thing.address == old:
-                entry[1] -= 1
-                if not entry[1]:
-                    del self._uses[key]
-                return
+    def _unuse(self, buffer: CpuBuffer | None) -> None:
+        """An argument was replaced: forget its buffer once nothing else here uses it."""
+        if buffer is None:
+            return
+        entry = self._uses[id(buffer)]
+        entry[1] -= 1
+        if not entry[1]:
+            del self._uses[id(buffer)]
 
     def _value(self, argument: object, name: str) -> int:
         if isinstance(argument, CpuBuffer):

@@ -127,9 +127,15 @@ def repeat(x: Array, repeats: int, /, *, axis: int | None = None) -> Array:
 
 
 def tile(x: Array, repetitions: Sequence[int], /) -> Array:
-    for axis, n in enumerate(repetitions):
-        x = concat([x] * n, axis=axis) if n > 1 else x
-    return x
+    """x repeated as a whole along every axis; missing axes of either are 1."""
+    if any(n < 0 for n in repetitions):
+        raise InvalidArgument(f"tile repeats {list(repetitions)} times")
+    rank = max(x.ndim, len(repetitions))
+    shape = (1,) * (rank - x.ndim) + x.shape
+    times = (1,) * (rank - len(repetitions)) + tuple(repetitions)
+    pairs = [n for pair in zip(times, shape, strict=True) for n in pair]
+    apart = reshape(x, [n for size in shape for n in (1, size)])
+    return reshape(broadcast(apart, tuple(pairs)), [t * n for t, n in zip(times, shape, strict=True)])
 
 
 def take(x: Array, indices: Array, /, *, axis: int = 0) -> Array:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-SCRATCH = 4 << 20  # bytes a group may use
+SCRATCH = 4 << 20  # bytes a group of the CPU device may use
 _GROUP_FMAS = 1 << 19  # below this a group is too short for what handing it out costs
 _PAGE = 4096
 _FEW_ROWS = 4  # up to here a panel is so wide that walking down it reads memory well
@@ -19,13 +19,15 @@ _LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
 
 @dataclass(frozen=True)
 class Tuning:
-    """The machine: f32 lanes of a vector register, vector registers, data cache bytes of a core, cores."""
+    """The machine: f32 lanes of a vector register, vector registers, data cache bytes of a core, cores, and the bytes of
+    shared memory that a group may use."""
 
     lanes: int
     vector_registers: int
     l1_bytes: int
     l2_bytes: int
     units: int
+    scratch_bytes: int = SCRATCH
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _candidates(s: Shape, t: Tuning, m: Axis, n: Axis, words: int) -> Iterator[C
             if small or (found and batch_parts * m_parts * n_parts > 64 * t.units):
                 continue
             p = _fit(s, t, m.split(m_parts), n.split(n_parts), batch_parts)
-            if p.scratch_bytes <= SCRATCH and _block_bytes(s, p) <= _panels_bytes(t):
+            if p.scratch_bytes <= t.scratch_bytes and _block_bytes(s, p) <= _panels_bytes(t):
                 found = True
                 yield p
     if not found:
@@ -190,7 +192,7 @@ def _fit(s: Shape, t: Tuning, m: Axis, n: Axis, batch_parts: int) -> Contraction
     tiles = m.most * n.most if k_blocks > 1 else 1
     rounded = -(-m.tile // t.lanes) * t.lanes
     strip = max(k_block * rounded, m.tile * (k_block + 2 * t.lanes))
-    if strip * size > SCRATCH // 2:
+    if strip * size > t.scratch_bytes // 2:
         pack_a = False
     square = -(-k_block // t.lanes) * t.lanes
     scratch = size * (tiles * m.tile * n.tile + strip * pack_a + (n.most * (square * n.tile + t.lanes) if pack_b else 0))

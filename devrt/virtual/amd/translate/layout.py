@@ -1,0 +1,63 @@
+"""Memory that translated code and the executor share: a wave's state, and the context of a dispatch.
+
+Offsets in bytes. Registers lie in the state while a wave waits at a barrier; between barriers they are SSA values.
+"""
+
+from __future__ import annotations
+
+# ----- a wave's state
+
+SGPR = 0             # 128 u32: s0-s105, 106 vcc, 108 ttmp0-15, 126 exec
+SCC = 512
+M0 = 516
+MODE = 520
+RESUME = 524         # where the wave goes on: 0 the entry, n behind the n-th barrier
+STATUS = 528         # of STATUSES, as of its last return
+VGPR = 576           # registers of `wave` u32 each
+VGPRS = 512          # with CDNA's accumulation registers as the upper half
+
+
+def state_bytes(wave: int) -> int:
+    """Bytes of one wave's state."""
+    return VGPR + VGPRS * wave * 4
+
+
+DONE, BARRIER, FAULT = 0, 1, 2
+
+# ----- the context
+
+PAGE_TABLE = 0       # u64: root of the address space
+CACHED_PAGE = 8      # u64: number of the page looked up last, all ones for none
+CACHED_ENTRY = 16    # u64: its entry
+LDS = 24             # u64: host address
+LDS_BYTES = 32       # u64
+SCRATCH = 40         # u64: host address of the wave's private memory, lane after lane
+SCRATCH_LANE = 48    # u64: bytes of one lane
+BUDGET = 56          # i64: branches backwards before the wave counts as hung
+FAULT_VA = 64        # u64
+FAULT_KIND = 72      # u32: of KINDS
+FAULT_LANE = 76      # u32
+FAULT_PC = 80        # u64: virtual address of the instruction
+STOP = 88            # u64: host address of a byte that ends the dispatch when it is not 0
+CLOCK = 96           # u64: host address of the GPU's counter
+MATH = 104           # u64: host address of a table of C functions, in the order of FUNCTIONS
+CODE = 112           # u64: virtual address of the kernel's first instruction
+CONTEXT_BYTES = 192
+
+# ----- a launch: what the loop over workgroups needs, behind the context
+
+STATES = 128         # u64: host address of the waves' states, one behind another
+TEMPLATES = 136      # u64: host address of their first SGPRs (512 bytes) and VGPRs v0-v2, one wave behind another
+WAVES = 144          # u32: of a workgroup
+SCRATCH_WAVE = 152   # u64: bytes of private memory of a wave
+GROUPS_X = 160       # u32
+GROUPS_Y = 164       # u32
+ID_X = 168           # i32: index of the SGPR that takes the workgroup's id, -1 for none
+ID_Y = 172
+ID_Z = 176
+ID_YZ = 180          # i32: of the one that takes y in its low and z in its high half
+EXEC_AND_MODE = 184  # u32: MODE of a new wave
+
+KINDS = {1: "not mapped", 2: "read-only", 3: "not executable", 4: "hang", 5: "stopped", 6: "outside LDS", 7: "outside scratch",
+         8: "misaligned", 9: "trap", 10: "missing wait", 11: "unsupported"}
+FUNCTIONS = ("exp2f", "log2f", "sinf", "cosf")
