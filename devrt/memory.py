@@ -13,13 +13,14 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import cffi
 
-from devrt.device import OutOfMemory
+from devrt.device import InvalidArgument, OutOfMemory, Placement
 
 ALIGNMENT = 64
 HUGE = 2 << 20
@@ -96,7 +97,7 @@ class Allocator:
     """Gives and takes back Blocks of one source's memory. `drain` waits for queued work."""
 
     def __init__(self, source: Source, retirement: Retirement, drain: Callable[[], None]) -> None:
-        self._source, self._limit, self._retirement, self._drain = source, source.limit, retirement, drain
+        self._source, self._limit, self.retirement, self._drain = source, source.limit, retirement, drain
         self._lock = retirement.lock
         self._free: dict[int, list[Block]] = {}
         self._slabs: dict[int, int] = {}  # address -> blocks that are not free
@@ -127,7 +128,7 @@ class Allocator:
 
     def outlast(self, owner: object) -> None:
         """Keep the owner of borrowed memory until the work queued so far is done. From a finalizer: takes no lock."""
-        if not self._retirement.idle():
+        if isinstance(owner, Lease) or not self.retirement.idle():
             self._owners.append(owner)
 
     def give(self, block: Block) -> None:
@@ -135,7 +136,7 @@ class Allocator:
         with self._lock:
             self._live -= block.nbytes
             self._pending += block.nbytes
-            self._retirement.later(lambda: self._recycle(block))
+            self.retirement.later(lambda: self._recycle(block))
             self._collect()
 
     def usage(self) -> Usage:
@@ -164,18 +165,18 @@ class Allocator:
 
     def after_fork(self) -> None:
         """A thread that is not here may have held the lock."""
-        self._lock = self._retirement.lock = threading.RLock()
+        self._lock = self.retirement.lock = threading.RLock()
 
     def _collect(self) -> None:
         while self._dropped:
             block = self._dropped.popleft()
             self._live -= block.nbytes
             self._pending += block.nbytes
-            self._retirement.later(lambda block=block: self._recycle(block))  # type: ignore[misc]
+            self.retirement.later(lambda block=block: self._recycle(block))  # type: ignore[misc]
         while self._owners:
             owner = self._owners.popleft()
-            self._retirement.later(lambda owner=owner: let_go(owner))  # type: ignore[misc]
-        self._retirement.collect()
+            self.retirement.later(lambda owner=owner: let_go(owner))  # type: ignore[misc]
+        self.retirement.collect()
 
     def _recycle(self, block: Block) -> None:
         with self._lock:
@@ -227,7 +228,15 @@ class Allocator:
                                   evidence=f"asked {nbytes}, free {room}, in buffers {self._live}, "
                                            f"machine {self._limit}",
                                   remedy="free buffers, or use a smaller batch")
-        address = self._source.map(nbytes, alignment)
+        try:
+            address = self._source.map(nbytes, alignment)
+        except OutOfMemory:  # others use this memory too; what we keep for later may be what is missing
+            self._drain()
+            self._collect()
+            if not self._cached:
+                raise
+            self.trim()
+            address = self._source.map(nbytes, alignment)
         self._mapped += nbytes
         return address
 
@@ -249,8 +258,66 @@ class Allocator:
         self._unmap(address, SLAB)
 
 
-def let_go(_: object) -> None:
+class Lease:
+    """Borrowed memory that the device must be told to give back: `end` is called once, when nothing queued uses it."""
+
+    def end(self) -> None:
+        raise NotImplementedError
+
+
+def let_go(owner: object) -> None:
     """The end of an owner of borrowed memory: the caller's closure was the last to hold it."""
+    if isinstance(owner, Lease):
+        owner.end()
+
+
+class MemoryBuffer:
+    """A range of a device's memory, cut from `allocator` (`block`) or borrowed from `owner`. Dropping the last reference
+    frees it too; a view of `host()` counts as a reference.
+
+    `borrowed` memory was wrapped: it belongs to someone else (an ndarray, the pages of a file) and may be read-only, so
+    results are never put there.
+    """
+
+    def __init__(self, device: Any, allocator: Allocator, nbytes: int, address: int, placement: Placement,
+                 block: Block | None, owner: object = None) -> None:
+        self.device, self.nbytes, self.address, self.placement = device, nbytes, address, placement
+        self.freed, self.borrowed = False, block is None
+        self.lists: weakref.WeakSet[Any] | None = None  # command lists that use it; told when it is freed
+        self._allocator, self._block, self._owner = allocator, block, owner
+
+    def check(self) -> None:
+        """Raises InvalidArgument after free."""
+        if self.freed:
+            raise InvalidArgument(f"a buffer of {self.nbytes} bytes is used after it was freed",
+                                  evidence=f"address {self.address:#x}",
+                                  remedy="keep it until its last use is submitted")
+
+    def release(self) -> None:
+        """Free it; see Device.free."""
+        if self.freed:
+            raise InvalidArgument(f"a buffer of {self.nbytes} bytes is freed twice",
+                                  evidence=f"address {self.address:#x}")
+        self.freed = True
+        for commands in self.lists or ():
+            commands.stale = True
+        if self._block is not None:
+            block, self._block = self._block, None
+            self._allocator.give(block)
+        elif self._owner is not None:
+            owner, self._owner = self._owner, None
+            self._allocator.retirement.later(lambda: let_go(owner))
+
+    def __del__(self) -> None:
+        block, owner = getattr(self, "_block", None), getattr(self, "_owner", None)
+        if block is not None:
+            self._allocator.drop(block)
+        elif owner is not None:
+            self._allocator.outlast(owner)
+
+    def __repr__(self) -> str:
+        name = self.device.properties.vendor
+        return f"<{name} buffer of {self.nbytes} bytes at {self.address:#x}{', freed' if self.freed else ''}>"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class CpuDevice:
         if not isinstance(placement, Placement):
             raise InvalidArgument(f"{placement!r} is no Placement")
         block = self.allocator.take(nbytes)
-        return CpuBuffer(self, nbytes, block.address, placement, block)
+        return CpuBuffer(self, self.allocator, nbytes, block.address, placement, block)
 
     def free(self, buffer: Buffer) -> None:
         """Give a buffer back; its memory is reused when the work submitted so far is done on every queue. Views of it
@@ -94,7 +94,7 @@ class CpuDevice:
         if not isinstance(address, int) or not isinstance(nbytes, int) or address <= 0 or nbytes < 0 \
                 or address + nbytes > 1 << 57:
             raise InvalidArgument(f"no memory of {nbytes!r} bytes at {address!r}")
-        return CpuBuffer(self, nbytes, address, Placement.HOST, None, owner)
+        return CpuBuffer(self, self.allocator, nbytes, address, Placement.HOST, None, owner)
 
     def load(self, image: bytes, entry: str) -> CpuProgram:
         self.check()
