@@ -13,6 +13,7 @@ from devrt.compiler import interpreter, lir
 from devrt.compiler.compile import lower
 from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import Builder, Program, Reg
+from devrt.compiler.llvm import amdgcn
 from devrt.compiler.llvm.emit import varying_registers
 from devrt.compiler.lowering.contract_plan import Tuning
 from devrt.compiler.lowering.loops import Point
@@ -158,3 +159,8 @@ def test_nibbles_are_of_bytes() -> None:
 
 def test_nibble_text() -> None:
     assert "nibble.pairs x[" in str(nibbles(4, 0, pairs=True))
+
+
+@pytest.mark.parametrize("count", [0, 10])
+def test_nibbles_compile_for_a_gpu(count: int) -> None:
+    assert amdgcn.compile_program(nibbles(64, 0, pairs=True, count=count), amdgcn.target("gfx942"))

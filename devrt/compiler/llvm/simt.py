@@ -133,7 +133,7 @@ class SimtEmitter(Emitter):
 
     # ----- memory
 
-    def place(self, i: Inst) -> tuple[str, str]:
+    def place(self, i: Inst, at: str) -> tuple[str, str]:
         """(pointer type, pointer) of the element that a memory instruction touches."""
         assert i.mem is not None
         table, shared = isinstance(i.mem, lir.Table), isinstance(i.mem, lir.Shared)
@@ -141,7 +141,7 @@ class SimtEmitter(Emitter):
         base = f"@{i.mem.name}" if table else self.buffers[i.mem.name]
         t = llvm_type(i.args[0].dtype)
         element = self.memory_type(i.mem.dtype)
-        return pointer, self.op(f"getelementptr {element}, {pointer} {base}, {t} {self.scalar(i.args[0])}")
+        return pointer, self.op(f"getelementptr {element}, {pointer} {base}, {t} {at}")
 
     def guarded(self, mask: Reg | None) -> tuple[str, str] | None:
         """Open a block that only lanes of `mask` enter; (label before it, label after it)."""
@@ -154,21 +154,26 @@ class SimtEmitter(Emitter):
 
     def do_load(self, i: Inst) -> None:
         assert i.mem is not None
-        d, m = i.mem.dtype, self.memory_type(i.mem.dtype)
+        m = self.memory_type(i.mem.dtype)
+        name = self.load_one(i, m, self.scalar(i.args[0]), i.args[1] if len(i.args) > 1 else None)
+        if i.mem.dtype.kind == "bool":
+            name = self.op(f"icmp ne {m} {name}, 0")
+        self.define(i.out[0], name, True)
+
+    def load_one(self, i: Inst, m: str, at: str, mask: Reg | None) -> str:
+        assert i.mem is not None
         constant = isinstance(i.mem, lir.Table) or isinstance(i.mem, lir.Param) and not i.mem.writable
-        guard = self.guarded(i.args[1] if len(i.args) > 1 else None)
-        pointer, at = self.place(i)
+        guard = self.guarded(mask)
+        pointer, element = self.place(i, at)
         invariant = ", !invariant.load !0" if constant else ""
-        name = self.op(f"load {m}, {pointer} {at}, align {max(1, d.bits // 8)}{invariant}")
+        name = self.op(f"load {m}, {pointer} {element}, align {max(1, i.mem.dtype.bits // 8)}{invariant}")
         if guard is not None:
             before, after = guard
             inside = self.label
             self.line(f"br label %{after}")
             self.block(after)
             name = self.op(f"phi {m} [ {name}, %{inside} ], [ zeroinitializer, %{before} ]")
-        if d.kind == "bool":
-            name = self.op(f"icmp ne {m} {name}, 0")
-        self.define(i.out[0], name, True)
+        return name
 
     do_table = do_load
 
@@ -179,7 +184,7 @@ class SimtEmitter(Emitter):
         if d.kind == "bool":
             value = self.op(f"zext i1 {value} to i8")
         guard = self.guarded(i.args[2] if len(i.args) > 2 else None)
-        pointer, at = self.place(i)
+        pointer, at = self.place(i, self.scalar(i.args[0]))
         self.line(f"store {m} {value}, {pointer} {at}, align {max(1, d.bits // 8)}")
         if guard is not None:
             self.line(f"br label %{guard[1]}")
