@@ -113,8 +113,10 @@ def _sums(rows: int, count: int, lanes: int, *, at_once: bool) -> Program:
         raise AssertionError
     for first in range(0, rows, rows if at_once else 1):
         here = range(first, first + (rows if at_once else 1))
-        totals = along_lanes(b, "sum", dt.float32, count, lambda at, here=here: [term(at, r) for r in here], never,
-                             rows=len(here))
+
+        def terms(at: Point, here: range = here) -> list[list[Reg]]:
+            return [term(at, r) for r in here]
+        totals = along_lanes(b, "sum", dt.float32, count, terms, never, rows=len(here))
         for r, total in zip(here, totals, strict=True):
             b.store(y, b.idx(r), total)
     return b.finish()
