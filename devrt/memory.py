@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import cffi
 
 from devrt.device import InvalidArgument, OutOfMemory, Placement
+from devrt.ioctl.system import System
 
 ALIGNMENT = 64
 HUGE = 2 << 20
@@ -318,6 +319,32 @@ class MemoryBuffer:
     def __repr__(self) -> str:
         name = self.device.properties.vendor
         return f"<{name} buffer of {self.nbytes} bytes at {self.address:#x}{', freed' if self.freed else ''}>"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The host's memory
+
+
+def host_available(system: System) -> int:
+    """Bytes that can be taken without swapping."""
+    return _meminfo(system, "MemAvailable")
+
+
+def host_bytes(system: System) -> int:
+    """The machine's memory, or its container's share of it."""
+    limit = _meminfo(system, "MemTotal")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if system.stat(path).exists:
+            text = system.read_text(path).strip()
+            limit = min(limit, int(text)) if text.isdigit() else limit
+    return limit
+
+
+def _meminfo(system: System, key: str) -> int:
+    for line in system.read_text("/proc/meminfo").splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) << 10
+    raise InvalidArgument(f"/proc/meminfo has no {key}", remedy="use Linux 3.14 or newer")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

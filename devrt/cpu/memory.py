@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from devrt.device import InvalidArgument
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.system import MADV_HUGEPAGE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, System
-from devrt.memory import MemoryBuffer, byte_view
+from devrt.memory import MemoryBuffer, byte_view, host_available, host_bytes
 
 if TYPE_CHECKING:
     from devrt.cpu.device import CpuDevice
@@ -35,7 +34,7 @@ class HostMemory:
     name = "cpu"
 
     def __init__(self, system: System) -> None:
-        self._system, self.limit = system, limit_bytes(system)
+        self._system, self.limit = system, host_bytes(system)
 
     def map(self, nbytes: int, alignment: int) -> int:
         with reported_as(f"can't map {nbytes} bytes of host memory"):
@@ -45,24 +44,7 @@ class HostMemory:
         self._system.munmap(address, nbytes)
 
     def available(self) -> int:
-        return _meminfo(self._system, "MemAvailable")
-
-
-def limit_bytes(system: System) -> int:
-    """The machine's memory, or its container's share of it."""
-    limit = _meminfo(system, "MemTotal")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if system.stat(path).exists:
-            text = system.read_text(path).strip()
-            limit = min(limit, int(text)) if text.isdigit() else limit
-    return limit
-
-
-def _meminfo(system: System, key: str) -> int:
-    for line in system.read_text("/proc/meminfo").splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) << 10
-    raise InvalidArgument(f"/proc/meminfo has no {key}", remedy="use Linux 3.14 or newer")
+        return host_available(self._system)
 
 
 class CpuBuffer(MemoryBuffer):
