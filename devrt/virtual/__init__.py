@@ -1,0 +1,1 @@
+"""Virtual GPUs: models of what stands behind the driver boundary."""
