@@ -25,7 +25,6 @@ from devrt.compiler.lowering.reduction import CHUNK, LANES, Columns, along_lanes
 WORK = 16384  # elements a group should at least read
 PRODUCT = Stream(least=64 << 10)  # the caches of a model that uses each matrix once hold others by now
 SIDE_BY_SIDE = 8 << 10  # bytes that rows taken at once may have: what is fetched ahead lies beyond them
-STASH_BYTES = 2 << 20  # shared memory that kept values may take: half of what a device must offer
 
 
 def lower(k: Kernel, name: str, t: Tuning) -> Program:
@@ -56,12 +55,12 @@ def _inner(s: Stage) -> tuple[Axis, ...]:
     return s.inner
 
 
-def kept_values(stages: Sequence[Stage]) -> list[tuple[int, Ex]]:
-    """(stage, expression): costly inner values that a later stage over the same axes uses again, largest first."""
+def kept_values(stages: Sequence[Stage], budget: int) -> list[tuple[int, Ex]]:
+    """(stage, expression): costly inner values that a later stage over the same axes uses again, largest first, of at most
+    `budget` bytes in all."""
     kept: list[tuple[int, Ex]] = []
     seen: list[set[int]] = [{id(e) for e in subexpressions(stage_expressions(s))} for s in stages]
     taken: set[int] = set()
-    budget = STASH_BYTES
     for n, s in enumerate(stages):
         for later in range(n + 1, len(stages)):
             if not _inner(s) or _inner(stages[later]) != _inner(s):
@@ -91,7 +90,7 @@ class _Rows:
         self.params: list[Param] = expression.params_of(self.b, k)
         self.stash: dict[int, tuple[int, Shared]] = {}
         self.kept: dict[int, Ex] = {}
-        for n, (stage, e) in enumerate(kept_values(k.stages)):
+        for n, (stage, e) in enumerate(kept_values(k.stages, t.scratch_bytes // 2)):
             size = math.prod(a.size for a in _inner(k.stages[stage]))
             self.stash[id(e)] = (stage, self.b.shared(f"keep{n}", compute_type(e.dtype), size))
             self.kept[id(e)] = e
