@@ -84,13 +84,14 @@ class _Rows:
         self.k, self.t = k, t
         self.rows = math.prod(a.size for a in k.grid)
         work = sum(math.prod(a.size for a in _inner(s)) for s in k.stages)
-        self.at_once = self._rows_at_once()
+        kept = kept_values(k.stages, t.scratch_bytes // 2)
+        self.at_once = 1 if kept else self._rows_at_once()
         self.per_group = max(1, min(WORK // max(work, 1), self.rows) // self.at_once) * self.at_once
         self.b = Builder(name, lanes=t.lanes, groups=max(1, -(-self.rows // self.per_group)))
         self.params: list[Param] = expression.params_of(self.b, k)
         self.stash: dict[int, tuple[int, Shared]] = {}
         self.kept: dict[int, Ex] = {}
-        for n, (stage, e) in enumerate(kept_values(k.stages, t.scratch_bytes // 2)):
+        for n, (stage, e) in enumerate(kept):
             size = math.prod(a.size for a in _inner(k.stages[stage]))
             self.stash[id(e)] = (stage, self.b.shared(f"keep{n}", compute_type(e.dtype), size))
             self.kept[id(e)] = e
@@ -107,7 +108,7 @@ class _Rows:
         """
         reductions = [s for s in self.k.stages if isinstance(s, Reduce)]
         inner = [math.prod(a.size for a in s.inner) for s in reductions]
-        plain = all(isinstance(s, Reduce) or not _inner(s) for s in self.k.stages) and not kept_values(self.k.stages)
+        plain = all(isinstance(s, Reduce) or not _inner(s) for s in self.k.stages)
         if not plain or self.rows % 2 or self.t.lanes < 2 or max(inner) > CHUNK:
             return 1
         grid = set(self.k.grid)
