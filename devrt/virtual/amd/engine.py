@@ -1,0 +1,297 @@
+"""What the command processors of a virtual GPU share: how they reach memory, the ledger, the waves and the driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from devrt.ioctl.system import view
+from devrt.virtual.amd import atomics
+from devrt.virtual.amd.dispatch import Dispatch, Executor
+from devrt.virtual.amd.ledger import Flight, Ledger, Piece
+from devrt.virtual.amd.machine import Notify
+from devrt.virtual.amd.memory import LEVEL, PAGE, SPAN, Access, AddressSpace, MemoryFault
+from devrt.virtual.faults import Faults
+
+M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+_FEW = 16  # pages up to which a range is walked page by page
+
+
+class Step(enum.Enum):
+    """What a command processor reports when it lets go of the engine."""
+
+    DONE = "a packet was processed"
+    WAIT = "a packet waits for memory"
+    IDLE = "the ring is empty"
+
+
+class BadCommand(Exception):
+    """A packet that decodes but that hardware would not carry out."""
+
+
+class Hang(Exception):
+    """The queue makes no progress any more, and nobody is told."""
+
+
+class HardwareError(Exception):
+    """The GPU as a whole failed: cause 0 hang, 1 ECC, as in kfd_hsa_hw_exception_data."""
+
+    def __init__(self, cause: int, what: str) -> None:
+        super().__init__(what)
+        self.cause = cause
+
+
+class QueueFault(Exception):
+    """Why a queue stopped: the packet, where it stood in the ring (dwords of PM4, bytes of SDMA, packets of AQL), its words."""
+
+    def __init__(self, queue: str, packet: str, position: int, words: Sequence[int], why: str) -> None:
+        shown = " ".join(f"{w:08x}" for w in words[:16]) + (" .." if len(words) > 16 else "")
+        super().__init__(f"{queue}: {packet or 'ring'} at {position:#x}: {why}" + (f" [{shown}]" if words else ""))
+        self.queue, self.packet, self.position, self.words, self.why = queue, packet, position, tuple(words), why
+
+
+def ticks(clock_khz: int) -> int:
+    """The GPU's counter: it runs at clock_khz from the host's raw monotonic clock, so that both can be compared."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) * clock_khz // 1_000_000
+
+
+def pieces(space: AddressSpace, va: int, nbytes: int, access: str) -> list[Piece]:
+    """The parts of a range that lie together. Raises MemoryFault."""
+    end = va + nbytes
+    if not 0 <= va < end <= SPAN:
+        raise MemoryFault(va, access, "not a GPU address")
+    found: list[Piece] = []
+    if nbytes <= _FEW * PAGE:
+        while va < end:
+            entry = space.entry(va)
+            space.check(va, entry, access)
+            size = min(end - va, PAGE - va % PAGE)
+            _append(found, Piece(va, (entry & ~(PAGE - 1)) + va % PAGE, size, entry & PAGE - 1))
+            va += size
+        return found
+    need = np.uint64(Access.VALID | {"read": 0, "write": Access.WRITE, "execute": Access.EXECUTE}[access])
+    for at, entries in _leaves(space, va, end):
+        if entries is None:
+            raise MemoryFault(at, access, "not mapped")
+        bad = np.flatnonzero(entries & need != need)
+        if len(bad):
+            space.check(max(va, (at // PAGE + int(bad[0])) * PAGE), int(entries[bad[0]]), access)
+        _runs(found, at, entries, va, end)
+    return found
+
+
+def mapped(space: AddressSpace, va: int, nbytes: int) -> list[Piece]:
+    """The parts of a range that are mapped at all."""
+    found: list[Piece] = []
+    end = min(va + nbytes, SPAN)
+    for at, entries in _leaves(space, va, end):
+        if entries is not None:
+            _runs(found, at, entries, va, end)
+    return [p for p in found if p.flags & Access.VALID]
+
+
+def _leaves(space: AddressSpace, va: int, end: int) -> Iterator[tuple[int, NDArray[np.uint64] | None]]:
+    """(first address, entries) of the parts of a range that one table holds; None where there is no table."""
+    while va < end:
+        page = va // PAGE
+        middle = _entry(space.root, page >> 24)
+        leaf = _entry(middle, page >> 12 & LEVEL - 1) if middle else 0
+        span = LEVEL if middle else LEVEL * LEVEL
+        count = min(-(-end // PAGE) - page, span - page % span)
+        yield va, np.frombuffer(view(leaf + 8 * (page % LEVEL), 8 * count), np.uint64) if leaf else None
+        va = (page + count) * PAGE
+
+
+def _runs(found: list[Piece], at: int, entries: NDArray[np.uint64], va: int, end: int) -> None:
+    """Append the pieces of `entries`, the first of which is that of address `at`, as far as they lie in va..end."""
+    first_page = at // PAGE
+    cuts = [0, *(np.flatnonzero(np.diff(entries) != PAGE) + 1).tolist(), len(entries)]
+    for first, last in itertools.pairwise(cuts):
+        start, stop = max(va, (first_page + first) * PAGE), min(end, (first_page + last) * PAGE)
+        entry = int(entries[first])
+        host = (entry & ~(PAGE - 1)) + start - (first_page + first) * PAGE
+        _append(found, Piece(start, host, stop - start, entry & PAGE - 1))
+
+
+def _entry(table: int, index: int) -> int:
+    return int.from_bytes(view(table + 8 * index, 8), "little")
+
+
+def _append(found: list[Piece], piece: Piece) -> None:
+    last = found[-1] if found else None
+    if last and last.host + last.nbytes == piece.host and last.flags == piece.flags:
+        found[-1] = Piece(last.va, last.host, last.nbytes + piece.nbytes, last.flags)
+    else:
+        found.append(piece)
+
+
+class _Ranges:
+    """Touched of one dispatch."""
+
+    def __init__(self) -> None:
+        self.reads: list[tuple[int, int]] = []
+        self.writes: list[tuple[int, int]] = []
+
+    def read(self, va: int, nbytes: int) -> None:
+        self.reads.append((va, nbytes))
+
+    def wrote(self, va: int, nbytes: int) -> None:
+        self.writes.append((va, nbytes))
+
+
+class Port:
+    """What the command processor of one queue reaches. `l2` says that an access goes through L2, else past it.
+
+    A processor sets `packet`, `position` and `words` before it carries a packet out, so that a fault can name it.
+    """
+
+    def __init__(self, name: str, gfx: int, space: AddressSpace, ledger: Ledger, executor: Executor, faults: Faults,
+                 notify: Notify, clock_khz: int) -> None:
+        self.name, self.gfx, self.space, self.ledger = name, gfx, space, ledger
+        self.executor, self.faults, self.notify, self.clock_khz = executor, faults, notify, clock_khz
+        self.flight = Flight()
+        self.packet, self.position = "", 0
+        self.words: Sequence[int] = ()
+        self.returned = 0  # what the last atomic packet found
+        self.posts: list[Callable[[], None]] = []  # what to tell the driver once the engine holds no lock
+
+    @property
+    def who(self) -> str:
+        return f"{self.packet} at {self.position:#x} of {self.name}"
+
+    def at(self, packet: str, position: int, words: Sequence[int] = ()) -> None:
+        self.packet, self.position, self.words = packet, position, words
+
+    def fault(self, why: str) -> QueueFault:
+        return QueueFault(self.name, self.packet, self.position, self.words, why)
+
+    def read(self, va: int, nbytes: int, l2: bool = False) -> bytes:
+        found = pieces(self.space, va, nbytes, "read")
+        if l2:
+            self.ledger.cp_read(self.who, found)
+        else:
+            self.ledger.memory_read(self.who, found)
+        return b"".join(bytes(view(p.host, p.nbytes)) for p in found)
+
+    def peek(self, va: int, nbytes: int) -> int:
+        """The number at an address now, as a poll sees it: nothing is checked but the mapping."""
+        if va % nbytes:
+            raise BadCommand(f"{va:#x} is not a multiple of {nbytes}")
+        return int.from_bytes(self.space.read(va, nbytes), "little")
+
+    def poll(self, va: int, nbytes: int) -> int:
+        """The number at an address that a wait was satisfied by."""
+        return int.from_bytes(self.read(va, nbytes), "little")
+
+    def write(self, va: int, data: bytes, l2: bool = False) -> None:
+        found = pieces(self.space, va, len(data), "write")
+        self._record_write(found, l2)
+        done = 0
+        for p in found:
+            view(p.host, p.nbytes)[:] = data[done:done + p.nbytes]
+            done += p.nbytes
+
+    def put(self, va: int, value: int, nbytes: int, l2: bool = False) -> None:
+        """Store a number in one piece."""
+        if va % nbytes:
+            raise BadCommand(f"{va:#x} is not a multiple of {nbytes}")
+        self.write(va, (value & (1 << 8 * nbytes) - 1).to_bytes(nbytes, "little"), l2)
+
+    def atomic(self, va: int, nbytes: int, change: Callable[[int], int], l2: bool = False) -> int:
+        """Replace the number at an address in one step; returns what it was."""
+        if va % nbytes:
+            raise BadCommand(f"{va:#x} is not a multiple of {nbytes}")
+        found = pieces(self.space, va, nbytes, "write")
+        if not l2:
+            self.ledger.memory_read(self.who, found)
+        self._record_write(found, l2)
+        return atomics.update(found[0].host, nbytes, change)
+
+    def _record_write(self, found: list[Piece], l2: bool) -> None:
+        if l2:
+            self.ledger.cp_write(self.who, self, found)
+        else:
+            self.ledger.memory_write(self.who, found)
+
+    def ticks(self) -> int:
+        return ticks(self.clock_khz)
+
+    def interrupt(self, context_id: int, done: bool = True) -> None:
+        """Interrupt the host; `done` tells it that the queue's work so far is."""
+        if done:
+            self.ledger.tell_host(self.who, self)
+        if not self.faults.take("lost-interrupt"):
+            self.posts.append(lambda: self.notify.interrupt(context_id))
+
+    def inject(self, va: int) -> None:
+        """Before a dispatch or a copy at `va`: the faults that were asked for."""
+        if self.faults.take("page-fault"):
+            raise MemoryFault(va, "read", "injected")
+        if self.faults.take("ecc"):
+            raise HardwareError(1, "uncorrectable memory error (injected)")
+
+    def dispatch(self, d: Dispatch) -> None:
+        """Run a dispatch and enter in the ledger what it touched."""
+        self.inject(d.entry)
+        pieces(self.space, d.entry, 4, "execute")
+        if 0 in d.groups:
+            return
+        touched = _Ranges()
+        self.executor.run(dataclasses.replace(d, touched=touched), self.space)
+        reads = [p for va, n in touched.reads for p in pieces(self.space, va, n, "read")]
+        writes = [p for va, n in touched.writes for p in pieces(self.space, va, n, "write")]
+        self.flight.add(self.who, reads, writes)
+        self.ledger.shader(self.who, self, reads, writes)
+
+
+COMPARE: Mapping[int, Callable[[int, int], bool]] = {  # devrt.amd.pm4.Function
+    0: lambda value, reference: True,
+    1: lambda value, reference: value < reference,
+    2: lambda value, reference: value <= reference,
+    3: lambda value, reference: value == reference,
+    4: lambda value, reference: value != reference,
+    5: lambda value, reference: value >= reference,
+    6: lambda value, reference: value > reference,
+}
+
+
+def _signed(value: int, nbytes: int) -> int:
+    return value - (1 << 8 * nbytes) if value >> 8 * nbytes - 1 else value
+
+
+# What TC_OP's low five bits do: (memory, source, compare, bytes) -> new memory. Bit 5 makes it 64 bits wide, bit 6 drops
+# the return value. Source: enum TC_OP of AMD's gfx9 chip headers.
+_ATOMICS: Mapping[int, Callable[[int, int, int, int], int]] = {
+    0x07: lambda m, s, c, n: s,
+    0x08: lambda m, s, c, n: s if m == c else m,
+    0x0F: lambda m, s, c, n: m + s,
+    0x10: lambda m, s, c, n: m - s,
+    0x11: lambda m, s, c, n: min(m, s, key=lambda v: _signed(v, n)),
+    0x12: lambda m, s, c, n: min(m, s),
+    0x13: lambda m, s, c, n: max(m, s, key=lambda v: _signed(v, n)),
+    0x14: lambda m, s, c, n: max(m, s),
+    0x15: lambda m, s, c, n: m & s,
+    0x16: lambda m, s, c, n: m | s,
+    0x17: lambda m, s, c, n: m ^ s,
+    0x18: lambda m, s, c, n: 0 if m >= s else m + 1,
+    0x19: lambda m, s, c, n: s if m == 0 or m > s else m - 1,
+}
+_SWAP_IF_EQUAL = 0x08
+
+
+def atomic_packet(port: Port, operation: int, va: int, source: int, compare: int, loop: bool, l2: bool) -> Iterator[Step]:
+    """An ATOMIC packet of either kind of engine. A compare-and-swap that loops waits until the memory is `compare`."""
+    nbytes = 8 if operation & 0x20 else 4
+    change = _ATOMICS.get(operation & 0x1F)
+    if change is None:
+        raise BadCommand(f"no atomic operation {operation:#x}")
+    mask = (1 << 8 * nbytes) - 1
+    while loop and operation & 0x1F == _SWAP_IF_EQUAL and port.peek(va, nbytes) != compare & mask:
+        yield Step.WAIT
+    port.returned = port.atomic(va, nbytes, lambda m: change(m, source & mask, compare & mask, nbytes), l2)
