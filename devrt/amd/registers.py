@@ -158,6 +158,7 @@ _ROWS: tuple[tuple[str, int, tuple[int, int], tuple[Field, ...]], ...] = (
     ("COMPUTE_USER_ACCUM_1", 0x225, GFX10_UP, _whole(6)),
     ("COMPUTE_USER_ACCUM_2", 0x226, GFX10_UP, _whole(6)),
     ("COMPUTE_USER_ACCUM_3", 0x227, GFX10_UP, _whole(6)),
+    # of gfx90a; gfx942 has CURRENT_LOGIC_XCC_ID at 0x225 and TG_CHUNK_SIZE at 0x227, which only the driver sets
     ("COMPUTE_STATIC_THREAD_MGMT_SE4", 0x225, GFX9, _SE),
     ("COMPUTE_STATIC_THREAD_MGMT_SE5", 0x226, GFX9, _SE),
     ("COMPUTE_STATIC_THREAD_MGMT_SE6", 0x227, GFX9, _SE),

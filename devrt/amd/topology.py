@@ -421,7 +421,8 @@ def _rows(reader: _Reader, path: str, folder: str, properties: Mapping[str, int]
     count = properties.get(f"{folder}_count", len(listed))
     if len(listed) != count:
         raise DriverMismatch(f"{path} counts {count} {folder}, but lists {len(listed)}",
-                             evidence=f"{reader.base}/{path}/{folder}", remedy="read the topology again; if it stays, report it with `devrt doctor --record`")
+                             evidence=f"{reader.base}/{path}/{folder}",
+                             remedy="read the topology again; if it stays, report it with `devrt doctor --record`")
     rows = [reader.numbers(f"{path}/{folder}/{index}/properties") for index in listed]
     for index, row in zip(listed, rows, strict=True):
         missing = [name for name in needed if name not in row]
