@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import weakref
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devrt.cpu import packets
 from devrt.cpu.memory import CpuBuffer
 from devrt.cpu.program import CpuProgram
 from devrt.device import Buffer, InvalidArgument, Program
+from devrt.recorder import MAX_ARGUMENTS, Recorder
 
 if TYPE_CHECKING:
     from devrt.cpu.device import CpuDevice
     from devrt.cpu.queue import CpuQueue
 
-_WORD = 1 << 64
 MAX_GROUPS = 1 << 48
-MAX_ARGUMENTS = 4096
 
 
-class CpuCommandList:
+class CpuCommandList(Recorder):
     """Commands that run one after another, each seeing what the ones before it wrote.
 
     A list in flight is never altered: recording or patching then goes to a copy of the words, which the next submission
     uses, while the queue keeps the old ones until it is done with them. Neither waits. One thread records at a time.
     """
 
+    buffers, programs = CpuBuffer, CpuProgram
+
     def __init__(self, device: CpuDevice) -> None:
-        self.device = device
+        super().__init__(device)
         self.words: array[int] = array("Q")
         self.offsets: list[int] = []  # word at which each command starts
-        self.programs: dict[int, CpuProgram] = {}  # by command index
-        self.stale = False  # something it uses was freed since the last submission
+        self.dispatches: dict[int, CpuProgram] = {}  # by command index
         self.flight: dict[CpuQueue, int] = {}  # queue -> value of the last submission there
-        self._uses: dict[int, list[Any]] = {}  # id -> [buffer or program, how often]
         self._arguments: dict[int, CpuBuffer] = {}  # word of an argument -> the buffer it is
 
     def dispatch(self, program: Program, arguments: Sequence[Buffer | int], groups: int) -> int:
@@ -54,7 +52,7 @@ class CpuCommandList:
             self._use(argument)
             if isinstance(argument, CpuBuffer):
                 self._arguments[word] = argument
-        self.programs[len(self.offsets)] = program
+        self.dispatches[len(self.offsets)] = program
         return self._append(packets.dispatch(program.address, groups, values))
 
     def copy(self, dst: Buffer, src: Buffer, nbytes: int, dst_offset: int = 0, src_offset: int = 0) -> int:
@@ -76,7 +74,7 @@ class CpuCommandList:
 
     def patch(self, index: int, argument: int, value: Buffer | int) -> None:
         """Replace one argument of a recorded dispatch, for the next submission; one in flight is not touched."""
-        program = self.programs.get(index)
+        program = self.dispatches.get(index)
         if program is None:
             raise InvalidArgument(f"command {index!r} is no dispatch",
                                   evidence=f"{len(self.offsets)} commands recorded")
@@ -94,13 +92,6 @@ class CpuCommandList:
             self._arguments[at] = value
         self.words[at] = word
 
-    def check(self) -> None:
-        """Raise InvalidArgument if a buffer or a program it uses is gone."""
-        if self.stale:
-            for thing, _ in self._uses.values():
-                thing.check()
-            self.stale = False
-
     def address(self) -> int:
         return self.words.buffer_info()[0]
 
@@ -109,7 +100,7 @@ class CpuCommandList:
         if word not in self.offsets:
             return ""
         index = self.offsets.index(word)
-        name = self.programs[index].name if index in self.programs else packets.Opcode(self.words[word] & 255).name
+        name = self.dispatches[index].name if index in self.dispatches else packets.Opcode(self.words[word] & 255).name
         return f"command {index} of {len(self.offsets)}, {name}"
 
     def __len__(self) -> int:
@@ -129,52 +120,6 @@ class CpuCommandList:
             if any(queue.completed < value for queue, value in self.flight.items()):
                 self.words = array("Q", self.words)
             self.flight.clear()
-
-    def _use(self, thing: object) -> None:
-        if isinstance(thing, int):
-            return
-        entry = self._uses.get(id(thing))
-        if entry is not None:
-            entry[1] += 1
-            return
-        self._uses[id(thing)] = [thing, 1]
-        if isinstance(thing, CpuBuffer | CpuProgram):
-            if thing.lists is None:
-                thing.lists = weakref.WeakSet()
-            thing.lists.add(self)
-
-    def _unuse(self, buffer: CpuBuffer | None) -> None:
-        """An argument was replaced: forget its buffer once nothing else here uses it."""
-        if buffer is None:
-            return
-        entry = self._uses[id(buffer)]
-        entry[1] -= 1
-        if not entry[1]:
-            del self._uses[id(buffer)]
-
-    def _value(self, argument: object, name: str) -> int:
-        if isinstance(argument, CpuBuffer):
-            self._check_buffer(argument)
-            return argument.address
-        if isinstance(argument, int) and -(_WORD >> 1) <= argument < _WORD:
-            return argument % _WORD
-        raise InvalidArgument(f"{name}: an argument is a buffer of this device or a 64-bit int, not {argument!r}")
-
-    def _range(self, buffer: Buffer, offset: int, nbytes: int, role: str) -> int:
-        if not isinstance(buffer, CpuBuffer):
-            raise InvalidArgument(f"the {role} is {buffer!r}, no buffer of this device")
-        self._check_buffer(buffer)
-        if not isinstance(offset, int) or not isinstance(nbytes, int) or offset < 0 or nbytes < 0 \
-                or offset + nbytes > buffer.nbytes:
-            raise InvalidArgument(f"the {role} range leaves its buffer",
-                                  evidence=f"{nbytes!r} bytes at {offset!r} of {buffer.nbytes}")
-        return buffer.address + offset
-
-    def _check_buffer(self, buffer: CpuBuffer) -> None:
-        if buffer.device is not self.device:
-            raise InvalidArgument(f"{buffer!r} belongs to another device",
-                                  remedy="copy it, or wrap() its host memory here")
-        buffer.check()
 
 
 class Profile:
