@@ -235,7 +235,7 @@ _RELEASE_MEM = (
     F("cache_policy", 0, 26, 25),  # lru, stream, noa, bypass; on gfx12 the temporal hint
     F("execute", 0, 28, 28),
     F("glk_inv", 0, 30, 30, gfx=GFX11_UP),
-    F("pws_enable", 0, 31, 31, gfx=GFX11_UP),
+    F("pws_enable", 0, 31, 31, gfx=(11, 11)),
     F("dst_sel", 1, 17, 16, ReleaseDst),
     F("mes_intr_pipe", 1, 21, 20, gfx=GFX11_UP),
     F("mes_action_id", 1, 23, 22, gfx=GFX11_UP),

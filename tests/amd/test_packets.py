@@ -154,6 +154,7 @@ def test_words_written_down_by_hand(built: list[int], by_hand: list[int]) -> Non
     (pm4.decode, [0xC0004600, 0x407 | 1 << 12], 11, 1, "reserved bit 12"),
     (pm4.decode, [0xC0064900, 0x514 | 1 << 17, 0, 0, 0, 0, 0, 0], 12, 0, ""),
     (pm4.decode, [0xC0064900, 0x514 | 1 << 18, 0, 0, 0, 0, 0, 0], 9, 1, "reserved bit 18"),
+    (pm4.decode, [0xC0064900, 0x514 | 1 << 31, 0, 0, 0, 0, 0, 0], 12, 1, "reserved bit 31"),
     (pm4.decode, [0xC0054900, 0x514, 0, 0, 0, 0, 0], 11, 0, "6 dwords after its header, not 7"),
     (pm4.decode, [0xC0064900, 0x514, 2 << 29, 0x1004, 0, 0, 0, 0], 11, 1, "not a multiple of 8"),
     (pm4.decode, [0xC0064900, 0x14, 0, 0, 0, 0, 0, 0], 11, 1, "event_index"),
