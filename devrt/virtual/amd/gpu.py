@@ -61,7 +61,6 @@ class GpuQueue:
         """Another ring, or another share of the engine; no ring or 0 percent is a pause."""
         with self._lock:
             self._ring, self._ring_bytes, self.percent, self.priority = ring, ring_bytes, percent, priority
-        self.gpu.wake()
 
     def evict(self) -> None:
         """Take the queue off the engine: when this returns it carries nothing out."""
@@ -71,7 +70,6 @@ class GpuQueue:
     def restore(self) -> None:
         with self._lock:
             self._evicted = max(self._evicted - 1, 0)
-        self.gpu.wake()
 
     def destroy(self) -> None:
         """End the queue, also where it hangs. What the doorbell said and was not carried out is lost."""
@@ -228,7 +226,7 @@ class Gpu:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name=f"virtual {self.model.gfx}", daemon=True)
                 self._thread.start()
-        self.wake()
+        self._wake.set()
         return queue
 
     def remove(self, queue: GpuQueue) -> None:
@@ -241,14 +239,10 @@ class Gpu:
         for queue in self._queues:
             queue.faulted = queue.faulted or QueueFault(queue.port.name, "", 0, (), f"the GPU was reset: {fault}")
 
-    def wake(self) -> None:
-        """Look at the doorbells soon."""
-        self._wake.set()
-
     def close(self) -> None:
         """End the engine thread. Queues that are left stay as they are."""
         self._closed = True
-        self.wake()
+        self._wake.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -260,7 +254,8 @@ class Gpu:
             queues = self._queues
             if not queues:
                 self._wake.wait()
-            self._wake.clear()
+                self._wake.clear()
+                continue
             worked = False
             for queue in queues:
                 worked |= queue.turn()
@@ -273,4 +268,4 @@ class Gpu:
             elif quiet < _EAGER_S:
                 time.sleep(_NAP_S)
             else:
-                self._wake.wait(min(quiet / 8, _LONGEST_S))
+                time.sleep(min(quiet / 8, _LONGEST_S))

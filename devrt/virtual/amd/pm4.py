@@ -11,17 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from devrt.amd import pm4, registers
 from devrt.amd.packets import Packet
-from devrt.amd.pm4 import CopyDst, CopySrc, DataSel, Event, EventIndex, IntSel, MemSpace, ReleaseDst, WaitOperation, WriteDst
+from devrt.amd.pm4 import CopyDst, CopySrc, DataSel, Event, IntSel, MemSpace, ReleaseDst, WaitOperation, WriteDst
 from devrt.virtual.amd.dispatch import Dispatch
 from devrt.virtual.amd.engine import COMPARE, M32, BadCommand, Port, Step, atomic_packet, mapped
 from devrt.virtual.amd.memory import SPAN
 
 _LDS_UNIT = 512  # bytes of RSRC2.LDS_SIZE
 MOST_THREADS = 1024  # of a group
-_RELEASES = {(Event.CACHE_FLUSH_AND_INV_TS, EventIndex.END_OF_PIPE), (Event.BOTTOM_OF_PIPE_TS, EventIndex.END_OF_PIPE),
-             (Event.CS_DONE, EventIndex.SHADER_DONE), (Event.CS_DONE, EventIndex.END_OF_PIPE)}
-_FLUSHES = {(Event.CS_PARTIAL_FLUSH, EventIndex.CS_PARTIAL_FLUSH), (Event.CACHE_FLUSH, EventIndex.OTHER),
-            (Event.CACHE_FLUSH_AND_INV, EventIndex.OTHER)}
+_RELEASES = (Event.CACHE_FLUSH_AND_INV_TS, Event.BOTTOM_OF_PIPE_TS, Event.CS_DONE)
 
 
 class _Chain(Exception):
@@ -212,14 +209,14 @@ class Pm4:
     # --- events and caches ---
 
     def _event(self, p: Packet) -> None:
-        if (p["event_type"], p["event_index"]) not in _FLUSHES:
-            raise BadCommand(f"event {Event(p['event_type']).name} with index {EventIndex(p['event_index']).name}")
+        if p["event_type"] in _RELEASES:
+            raise BadCommand(f"{Event(p['event_type']).name} is an event of RELEASE_MEM")
         if p["event_type"] == Event.CS_PARTIAL_FLUSH:
             self.port.flight.drained()
 
     def _release(self, p: Packet) -> None:
-        if (p["event_type"], p["event_index"]) not in _RELEASES:
-            raise BadCommand(f"event {Event(p['event_type']).name} with index {EventIndex(p['event_index']).name}")
+        if p["event_type"] not in _RELEASES or p.fields.get("pws_enable"):
+            raise BadCommand(f"{Event(p['event_type']).name} is no event at the end of the pipe, or asks for PWS")
         if p["dst_sel"] not in (ReleaseDst.MEMORY_CONTROLLER, ReleaseDst.TC_L2):
             raise BadCommand(f"a user queue releases to memory, not to {ReleaseDst(p['dst_sel']).name}")
         self.port.flight.signalled()
