@@ -1,0 +1,63 @@
+"""What lies behind the descriptors that the driver gives out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from devrt.ioctl.system import System
+from devrt.virtual.amd.card import Card, Store
+from devrt.virtual.amd.process import Process
+from devrt.virtual.amd.vm import Vm
+from devrt.virtual.client import Client
+
+
+@dataclass(eq=False)
+class KfdFile:
+    """/dev/kfd. `key` is the process that opened it: no other may use it."""
+
+    key: int
+    process: Process
+
+
+@dataclass(eq=False)
+class Gem:
+    """A buffer of the render node. `domains` and `flags` as it was created."""
+
+    store: Store
+    nbytes: int
+    domains: int
+    flags: int
+    alignment: int
+
+
+@dataclass(eq=False)
+class DrmFile:
+    """/dev/dri/renderD* or card*. `visible`: offsets of the card's pages that may be mapped through it, and whether the host
+    may touch them."""
+
+    key: int
+    card: Card
+    vm: Vm | None = None
+    gems: dict[int, Gem] = field(default_factory=dict)
+    visible: dict[int, bool] = field(default_factory=dict)
+
+    def address_space(self, host: System, client: Client) -> Vm:
+        """The file's VM, made when it is first needed."""
+        if self.vm is None:
+            self.vm = Vm(host, client.memory)
+        return self.vm
+
+
+@dataclass(eq=False)
+class DmaBuf:
+    """Pages that are passed on as a descriptor. `flags` are of KFD's alloc flags."""
+
+    store: Store
+    card: Card
+    nbytes: int
+    flags: int
+
+
+@dataclass(eq=False)
+class SmiFile:
+    """The process's end of an SmiClient."""
