@@ -12,12 +12,16 @@ from devrt.virtual.amd.isa.instruction import Dpp, IllegalInstruction, Instructi
 from devrt.virtual.amd.isa.memory import Space, describe, returns
 from devrt.virtual.amd.isa.opcodes import DUAL, Effect, Op, Slot, bits, opcodes
 
-_IMMEDIATES = frozenset(("simm16", "uimm16", "imm16", "hex16", "opt16", "rel", "waitcnt", "depctr", "delay", "hwreg", "msg"))
+_IMMEDIATES = frozenset(("simm16", "uimm16", "imm16", "hex16", "opt16", "rel", "waitcnt", "depctr", "delay", "hwreg", "msg", "bar"))
 _ADDRESSES = Effect.INDIRECT | Effect.READS_M0     # jumps and s_movrel name registers
+_TO_BYTE = ("v_cvt_sr_fp8_f32", "v_cvt_sr_bf8_f32")
+_FROM_BYTE = ("v_cvt_f32_fp8", "v_cvt_f32_bf8")
+_FROM_HALF = ("v_cvt_pk_f32_fp8", "v_cvt_pk_f32_bf8")
 # Operand kinds that are effects as well: read, written.
 _IMPLIED = {
     "vcc": (Effect.READS_VCC, Effect.WRITES_VCC), "vccz": (Effect.READS_VCC, Effect.NONE), "scc": (Effect.READS_SCC, Effect.NONE),
-    "exec": (Effect.READS_EXEC, Effect.WRITES_EXEC), "execz": (Effect.READS_EXEC, Effect.NONE), "m0": (Effect.READS_M0, Effect.NONE),
+    "exec": (Effect.READS_EXEC, Effect.WRITES_EXEC), "execz": (Effect.READS_EXEC, Effect.NONE),
+    "m0": (Effect.READS_M0, Effect.NONE),
 }
 _DUAL_RENAMED = {"v_max_f32": "v_max_num_f32", "v_min_f32": "v_min_num_f32"}
 
@@ -175,7 +179,7 @@ class _Decoder:
             if slot.type in _IMMEDIATES and not registers:
                 used.add("simm16")
                 value = immediate
-                if slot.type in ("simm16", "rel"):
+                if slot.type in ("simm16", "rel", "bar"):
                     value = (immediate ^ 0x8000) - 0x8000
                 if slot.type == "rel":
                     target = self.address + 4 + 4 * value
@@ -340,7 +344,7 @@ class _Decoder:
         count = sum(not slot.written or slot.read and i > 0 for i, slot in enumerate(op.slots))
         self.check("neg", op.neg, count)
         self.check("abs", op.abs, count)
-        self.check("op_sel", op.op_sel, count, extra=op.op_sel & 8)
+        self.check("op_sel", op.op_sel, count, extra=op.op_sel & (12 if op.mnemonic.startswith("v_cvt_sr") else 8))
         if fields["clamp"] and not op.clamp or fields["omod"] and not op.omod:
             self.fail("modifiers that the operation does not take")
         lanes: Dpp | None = None
@@ -368,9 +372,20 @@ class _Decoder:
                     half=fields.get("op_sel", 0) >> position & 1 if bits(slot.type) == 16 else 0)
                 position += 1
         self.zero(*("src0", "src1", "src2")[position:], *(() if written else ("vdst",)))
+        self.bytes_selected()
         has_short = op.family != "VOP3" and op.family != "VOP3SD"
         suffix = ("_e64" if has_short and op.slots or lanes else "") + ("_dpp" if lanes else "")
         return self.finish(suffix, dpp=lanes, clamp=bool(fields["clamp"]), omod=fields["omod"], op_sel=fields.get("op_sel", 0))
+
+    def bytes_selected(self) -> None:
+        """op_sel of 8-bit float conversions chooses a byte of the destination, or a byte or half of the source."""
+        name, chosen = self.op.mnemonic, self.fields.get("op_sel", 0)
+        if name in _TO_BYTE:
+            self.operands[0] = replace(self.operands[0], select=SELECTS[chosen >> 2])
+        elif name in _FROM_BYTE:
+            self.operands[1] = replace(self.operands[1], select=SELECTS[(chosen & 1) << 1 | chosen >> 1 & 1])
+        elif name in _FROM_HALF:
+            self.operands[1] = replace(self.operands[1], select=SELECTS[4 + (chosen & 1)])
 
     def destination(self, slot: Slot) -> None:
         """The first result of a VOP3: a vector register, or the mask of a compare."""
@@ -419,9 +434,11 @@ class _Decoder:
         """MFMA and moves to and from the accumulation registers."""
         self.use(formats(self.gen)["MAI"])
         op, fields = self.op, self.fields
+        move = op.mnemonic.startswith("v_accvgpr")
+        if move and fields["abid"] == 8:        # LLVM writes the default op_sel_hi of VOP3P here
+            fields = self.fields = {**fields, "abid": 0}
         if fields["cbsz"] and not op.cbsz or fields["abid"] and not op.abid or fields["blgp"] and not op.blgp:
             self.fail("cbsz, abid or blgp that the operation does not take")
-        move = op.mnemonic.startswith("v_accvgpr")
         acc_cd = bool(fields["acc_cd"])
         self.result(op.slots[0], fields["vdst"], acc=op.mnemonic.startswith("v_accvgpr_write") or acc_cd and not move)
         for i, slot in enumerate(op.slots[1:]):

@@ -16,7 +16,8 @@ Gen = Literal["gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"]
 GENS: tuple[Gen, ...] = get_args(Gen)
 WAVE_SIZE: dict[Gen, int] = {"gfx90a": 64, "gfx942": 64, "gfx1030": 32, "gfx1100": 32, "gfx1201": 32}
 
-# Columns: format, bytes, generations, match, fields (some go on in a second line). VOP3SD shares the match of VOP3, MAI that of VOP3P: the opcode decides.
+# Columns: format, bytes, generations, match, fields (a second line goes on with them). VOP3SD shares the match of VOP3, MAI that
+# of VOP3P: the opcode decides.
 TABLE = """
 SOP2     4  all             [31:30]=10         op[29:23] sdst[22:16] ssrc1[15:8] ssrc0[7:0]
 SOPK     4  all             [31:28]=1011       op[27:23] sdst[22:16] simm16[15:0]

@@ -45,7 +45,7 @@ class Operand:
     half: int = 0             # 16-bit types: 1 = bits 31:16 of the register; packed types: the half that the low result takes
     half_hi: int = 1          # packed types: the half that the high result takes; mix: 1 = f16 in half `half`, 0 = f32
     sext: bool = False        # SDWA: sign-extended from the selected part
-    select: str = ""          # SDWA: BYTE_0 to BYTE_3, WORD_0, WORD_1, DWORD
+    select: str = ""          # SDWA and 8-bit floats: BYTE_0 to BYTE_3, WORD_0, WORD_1, DWORD
 
     @property
     def constant(self) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from devrt.virtual.amd.isa.immediates import immediate
 from devrt.virtual.amd.isa.instruction import APERTURES, Instruction, Operand
+from devrt.virtual.amd.isa.memory import cache
 from devrt.virtual.amd.isa.opcodes import Op, bits, opcodes
 from devrt.virtual.amd.isa.sources import INLINE_FLOATS
 
@@ -23,7 +26,7 @@ def text(instruction: Instruction) -> str:
 def _list(instruction: Instruction, operands: tuple[Operand, ...]) -> str:
     named: dict[str, str] = {}
     for operand in operands:
-        if operand.name == "exec":
+        if operand.name == "exec" or instruction.format == "VOPD" and operand.type == "mask":
             continue
         name = operand.name
         while name in named:
@@ -98,7 +101,7 @@ def _modifiers(instruction: Instruction) -> str:
         cbsz, abid, blgp = instruction.matrix
         line = "".join(f" {name}:{value}" for name, value in (("cbsz", cbsz), ("abid", abid)) if value)
         if blgp:
-            line += _bits("neg", blgp, 3) if "_f64_" in instruction.mnemonic else f" blgp:{blgp}"
+            line += _bits("neg", blgp, 3) if instruction.mnemonic.endswith("_f64") else f" blgp:{blgp}"
     elif instruction.format in ("VOP3", "VOP3SD"):
         line = _selected(instruction, opcodes(instruction.gen)["VOP3"][instruction.fields["op"]])
     line += " clamp" * instruction.clamp + _OMOD[instruction.omod]
@@ -108,21 +111,30 @@ def _modifiers(instruction: Instruction) -> str:
             line += f" row_mask:0x{lanes.row_mask:x} bank_mask:0x{lanes.bank_mask:x}" + " bound_ctrl:1" * lanes.bound_ctrl
         line += " fi:1" * lanes.fi
     if part := instruction.sdwa:
-        line += f" dst_sel:{part.dst_sel} dst_unused:{part.dst_unused}" if part.dst_sel else ""
+        whole = re.match(r"v_cvt_(pk_)?f32_(fp8|bf8)", instruction.mnemonic)  # nothing smaller is ever written
+        line += f" dst_sel:{part.dst_sel} dst_unused:{part.dst_unused}" if part.dst_sel and not whole else ""
         chosen = [operand.select for operand in instruction.operands if operand.select]
         line += "".join(f" src{i}_sel:{select}" for i, select in enumerate(chosen))
     return line + _memory(instruction)
 
 
 def _selected(instruction: Instruction, op: Op) -> str:
-    """op_sel of a VOP3: an entry per source and one for the destination."""
-    if not instruction.op_sel:
+    """op_sel of a VOP3: an entry per source and one for the destination; not of halves that have names."""
+    value = instruction.op_sel
+    sources = [operand for operand in instruction.operands if operand.name.startswith("src")]
+    if instruction.gen == "gfx1100":
+        named = sum(1 << i for i, operand in enumerate(sources) if operand.kind == "vgpr" and bits(operand.type) == 16)
+        value &= ~(named | (8 if bits(instruction.operands[0].type) == 16 else 0)) if instruction.operands else value
+    if not value:
         return ""
-    sources = sum(name.startswith("src") for name in (operand.name for operand in instruction.operands))
-    value = instruction.op_sel & (1 << sources) - 1 | (instruction.op_sel >> 3) << sources
+    chosen = [operand.select for operand in instruction.operands if operand.select.startswith("BYTE")]
+    if chosen and instruction.gen == "gfx1201":
+        return f" byte_sel:{chosen[0][-1]}"
+    if value & 4 and len(sources) == 2:
+        return _bits("op_sel", value, 4)
     if not op.op_sel & 8:
-        return _bits("op_sel", value, sources)
-    return _bits("op_sel", value, sources + 1)
+        return _bits("op_sel", value, (op.op_sel & (1 << len(sources)) - 1).bit_length())
+    return _bits("op_sel", value & (1 << len(sources)) - 1 | value >> 3 << len(sources), len(sources) + 1)
 
 
 def _packed(instruction: Instruction) -> str:
@@ -159,8 +171,6 @@ def _memory(instruction: Instruction) -> str:
             line += f" offset:{memory.offset}"
         line += "".join(f" {name}" for name in memory.cache)
         line += " lds" * (memory.to_lds and instruction.format == "MUBUF" and "_lds" not in instruction.mnemonic)
-    elif "th" in fields or "glc" in fields or "sc0" in fields:
-        from devrt.virtual.amd.isa.memory import cache
-
+    elif ("th" in fields or "glc" in fields or "sc0" in fields) and instruction.gen != "gfx90a":
         line += "".join(f" {name}" for name in cache(fields, "load"))
     return line + " tfe" * fields.get("tfe", 0)
