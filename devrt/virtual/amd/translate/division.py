@@ -1,0 +1,127 @@
+"""The three instructions that make a division correctly rounded: scale, fused steps, fix-up.
+
+Source: "RDNA 3 ISA", V_DIV_SCALE, V_DIV_FMAS, V_DIV_FIXUP, whose pseudo-code gives the thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devrt.virtual.amd.isa.instruction import Instruction
+from devrt.virtual.amd.isa.opcodes import bits
+from devrt.virtual.amd.translate import convert
+from devrt.virtual.amd.translate.writer import Rule, Writer
+
+NAMED: dict[str, Rule] = {}
+# far: exponents so far apart that the quotient nears the largest number; scale: exponent of the scaling; low: a small numerator's
+# biased exponent; under: exponents so far apart that the quotient is below every number.
+_LIMITS = {"f32": (96, 64, 23, -150, 255, 2.0**-126), "f64": (768, 128, 53, -1075, 2047, 2.0**-1022)}
+
+
+def _named(*names: str) -> Callable[[Rule], Rule]:
+    def put(r: Rule) -> Rule:
+        NAMED.update(dict.fromkeys(names, r))
+        return r
+    return put
+
+
+class _Lanes:
+    """Short names for the masks of one instruction."""
+
+    def __init__(self, w: Writer, type: str) -> None:
+        self.w, self.type, self.t, self.i32 = w, type, w.vtype(type), w.vec("i32")
+
+    def exponent(self, value: str) -> str:
+        """The biased exponent, i32."""
+        w, width = self.w, bits(self.type)
+        it = w.vec(f"i{width}")
+        fraction, ones = (23, 255) if width == 32 else (52, 2047)
+        raw = w.op(f"lshr {it} {w.cast(value, self.t, it)}, splat (i{width} {fraction})")
+        field = w.op(f"and {it} {raw}, splat (i{width} {ones})")
+        return field if width == 32 else w.op(f"trunc {it} {field} to {self.i32}")
+
+    def zero(self, v: str) -> str: return self.w.op(f"fcmp oeq {self.t} {v}, zeroinitializer")
+    def nan(self, v: str) -> str: return self.w.op(f"fcmp uno {self.t} {v}, {v}")
+    def same(self, a: str, b: str) -> str: return self.w.op(f"fcmp oeq {self.t} {a}, {b}")
+    def either(self, a: str, b: str) -> str: return self.w.op(f"or {self.w.mask} {a}, {b}")
+    def both(self, a: str, b: str) -> str: return self.w.op(f"and {self.w.mask} {a}, {b}")
+    def pick(self, c: str, yes: str, no: str) -> str: return self.w.op(f"select {self.w.mask} {c}, {self.t} {yes}, {self.t} {no}")
+
+    def infinite(self, v: str) -> str:
+        return self.same(self.w.intrinsic("fabs", self.type, v), self.w.const(self.type, float("inf")))
+
+    def denormal(self, v: str) -> str:
+        size = self.w.intrinsic("fabs", self.type, v)
+        least = self.w.op(f"fcmp olt {self.t} {size}, {self.w.const(self.type, _LIMITS[self.type][5])}")
+        return self.both(least, self.w.op(f"fcmp one {self.t} {v}, zeroinitializer"))
+
+
+@_named("v_div_scale_f32", "v_div_scale_f64")
+def div_scale(w: Writer, i: Instruction) -> None:
+    out, flag = i.destinations
+    x, y, z = (w.value(o) for o in i.sources)
+    type = out.type
+    k = _Lanes(w, type)
+    far, step, low, *_ = _LIMITS[type]
+    apart = w.op(f"sub {k.i32} {k.exponent(z)}, {k.exponent(y)}")
+    up, down = (convert.scale(w, x, f"splat (i32 {n})", type) for n in (step, -step))
+    one = w.const(type, 1.0)
+    tiny_inverse = k.denormal(w.op(f"fdiv {k.t} {one}, {y}"))
+    tiny_quotient = k.denormal(w.op(f"fdiv {k.t} {z}, {y}"))
+    of_y = k.pick(k.same(x, y), up, x)
+    of_z = k.pick(k.same(x, z), up, x)
+    cases = [
+        (k.either(k.zero(z), k.zero(y)), w.const(type, float("nan")), False),
+        (w.op(f"icmp sge {k.i32} {apart}, splat (i32 {far})"), of_y, True),
+        (k.denormal(y), up, False),
+        (k.both(tiny_inverse, tiny_quotient), of_y, True),
+        (tiny_inverse, down, False),
+        (tiny_quotient, of_z, True),
+        (w.op(f"icmp sle {k.i32} {k.exponent(z)}, splat (i32 {low})"), up, False),
+    ]
+    value, scaled = x, "zeroinitializer"
+    for condition, then, raised in reversed(cases):
+        value = k.pick(condition, then, value)
+        flagged = "splat (i1 true)" if raised else "zeroinitializer"
+        scaled = w.op(f"select {w.mask} {condition}, {w.mask} {flagged}, {w.mask} {scaled}")
+    w.result(i, out, value)
+    w.set_mask(flag, scaled)
+
+
+@_named("v_div_fmas_f32", "v_div_fmas_f64")
+def div_fmas(w: Writer, i: Instruction) -> None:
+    out = i.destinations[0]
+    a, b, c = (w.value(o) for o in i.sources[:3])
+    t = w.vtype(out.type)
+    r = w.intrinsic("fma", out.type, a, b, c)
+    scaled = w.op(f"fmul {t} {r}, {w.const(out.type, 2.0**32 if out.type == 'f32' else 2.0**64)}")
+    raised = w.op(f"bitcast {w.iw} {w.vcc()} to {w.mask}")
+    w.result(i, out, w.op(f"select {w.mask} {raised}, {t} {scaled}, {t} {r}"))
+
+
+@_named("v_div_fixup_f32", "v_div_fixup_f64", "v_div_fixup_f16")
+def div_fixup(w: Writer, i: Instruction) -> None:
+    out = i.destinations[0]
+    q, y, z = (w.value(o) for o in i.sources)
+    type = out.type
+    k = _Lanes(w, type)
+    width = bits(type)
+    it = w.vec(f"i{width}")
+    sign_bits = w.op(f"xor {it} {w.cast(y, k.t, it)}, {w.cast(z, k.t, it)}")
+    negative = w.op(f"icmp slt {it} {sign_bits}, zeroinitializer")
+
+    def signed(magnitude: str) -> str:
+        return k.pick(negative, w.op(f"fneg {k.t} {magnitude}"), magnitude)
+    infinity, zero = w.const(type, float("inf")), w.const(type, 0.0)
+    nan = w.op(f"fneg {k.t} {w.const(type, float('nan'))}")
+    cases = [(k.nan(z), z), (k.nan(y), y), (k.both(k.zero(y), k.zero(z)), nan), (k.both(k.infinite(y), k.infinite(z)), nan),
+             (k.either(k.zero(y), k.infinite(z)), signed(infinity)), (k.either(k.infinite(y), k.zero(z)), signed(zero))]
+    if type != "f16":
+        _, _, _, under, top, _ = _LIMITS[type]
+        apart = w.op(f"sub {k.i32} {k.exponent(z)}, {k.exponent(y)}")
+        cases.append((w.op(f"icmp slt {k.i32} {apart}, splat (i32 {under})"), signed(zero)))
+        cases.append((w.op(f"icmp eq {k.i32} {k.exponent(y)}, splat (i32 {top})"), signed(infinity)))
+    value = signed(w.intrinsic("fabs", type, q))
+    for condition, then in reversed(cases):
+        value = k.pick(condition, then, value)
+    w.result(i, out, value)
