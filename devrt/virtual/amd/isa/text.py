@@ -64,6 +64,8 @@ def register(operand: Operand) -> str:
 def _constant(operand: Operand) -> str:
     if operand.kind == "int":
         return str(operand.index - 128 if operand.index <= 192 else 192 - operand.index)
+    if operand.kind == "float" and operand.type in ("b16", "i16", "u16"):
+        return f"0x{operand.value:x}"
     if operand.kind == "float":
         short = operand.index == 248 and bits(operand.type) != 64
         return "0.15915494" if short else str(INLINE_FLOATS[operand.index])
@@ -82,6 +84,8 @@ def _operand(instruction: Instruction, operand: Operand) -> str:
         shown = register(operand)
         if operand.kind == "vgpr" and bits(operand.type) == 16 and instruction.gen == "gfx1100" and instruction.format != "VOP3P":
             shown += ".h" if operand.half else ".l"
+        elif operand.half and instruction.format in ("VOP1", "VOP2", "VOPC"):
+            shown += ".h"
     if operand.sext:
         shown = f"sext({shown})"
     if operand.abs:
