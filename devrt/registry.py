@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from devrt.device import URI, Device, DeviceNotFound, Unsupported, parse_uri
+from devrt.ioctl.system import LinuxSystem, System
 
-# Vendor -> module and class with an `open(uri) -> Device`.
-_BACKENDS = {"cpu": ("devrt.cpu.device", "CpuDevice")}
+# Vendor -> module and class with an `open(uri, system) -> Device`, and for GPUs a `describe_all(system) -> [Properties]`.
+_BACKENDS = {"cpu": ("devrt.cpu.device", "CpuDevice"), "amd": ("devrt.amd.device", "AmdDevice")}
 
 _open: dict[str, Any] = {}
+_host: list[System] = []  # this machine, once it was asked for: drivers know a process by it
 _lock = threading.RLock()
 
 
@@ -38,36 +40,48 @@ def open(uri: str = "cpu") -> Device:
     with _lock:
         device = _open.get(key)
         if device is None or device.closed:
-            device = _open[key] = _backend(parsed).open(parsed)
+            backend = _backend(parsed)
+            device = _open[key] = backend.open(parsed, _system(parsed))
         found: Device = device
         return found
 
 
 def devices() -> list[DeviceInfo]:
-    """Every device that can be opened on this machine."""
-    found = []
+    """Every device that can be opened on this machine. GPUs are described without opening them."""
+    about = open("cpu").properties
+    found = [DeviceInfo("cpu", about.name, about.vendor, about.isa, about.memory_bytes)]
     for vendor in _BACKENDS:
-        device = open(vendor)
-        about = device.properties
-        found.append(DeviceInfo(device.uri, about.name, about.vendor, about.isa, about.memory_bytes))
+        if vendor != "cpu":
+            here = _backend(URI(vendor)).describe_all(_system(URI(vendor)))
+            found += [DeviceInfo(f"{vendor}:{n}", p.name, p.vendor, p.isa, p.memory_bytes) for n, p in enumerate(here)]
     return found
 
 
 def _backend(uri: URI) -> Any:
-    if uri.virtual:
-        raise Unsupported(f"{uri}: this version of devrt has no virtual {uri.vendor} devices",
-                          evidence=f"backends: {', '.join(_BACKENDS)}", remedy="open cpu")
     if uri.vendor not in _BACKENDS:
-        raise DeviceNotFound(f"{uri}: this version of devrt has no backend for {uri.vendor} devices",
-                             evidence=f"backends: {', '.join(_BACKENDS)}", remedy="open cpu")
+        kind = "virtual " if uri.virtual else ""
+        raise (Unsupported if uri.virtual else DeviceNotFound)(
+            f"{uri}: this version of devrt has no backend for {kind}{uri.vendor} devices",
+            evidence=f"backends: {', '.join(_BACKENDS)}", remedy="open cpu")
     module, name = _BACKENDS[uri.vendor]
     return getattr(importlib.import_module(module), name)
+
+
+def _system(uri: URI) -> System:
+    """What stands behind the driver boundary of a device: this machine, or a virtual one."""
+    if uri.virtual:
+        from devrt import virtual
+        return virtual.open_system(uri)
+    if not _host:
+        _host.append(LinuxSystem())
+    return _host[0]
 
 
 def _forked() -> None:
     global _lock
     _lock = threading.RLock()
     _open.clear()
+    _host.clear()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -67,8 +67,8 @@ class CpuDevice:
         _open.add(self)
 
     @classmethod
-    def open(cls, uri: URI) -> CpuDevice:
-        return cls(str(uri))
+    def open(cls, uri: URI, system: System) -> CpuDevice:
+        return cls(str(uri), system)
 
     def alloc(self, nbytes: int, placement: Placement = Placement.DEVICE) -> CpuBuffer:
         """Memory aligned to 64 bytes, contents undefined. Raises OutOfMemory before touching any."""
