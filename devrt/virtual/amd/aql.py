@@ -67,7 +67,7 @@ class Aql:
         try:
             yield from self._carry_out(queue, slot, index, raw)
         except _Refused as refused:
-            self._inactive(queue, refused.bits)
+            self._inactive(queue, refused.bits, refused.why)
             raise Stopped(refused.bits, refused.why) from refused
         port.put(slot - slot % 4, PacketType.INVALID | port.peek(slot, 4) & 0xFFFF0000, 4)
 
@@ -137,7 +137,7 @@ class Aql:
         scratch = 0
         if p["private_segment_size"]:
             while (scratch := self._scratch(queue)) < p["private_segment_size"] * wave:
-                self._inactive(queue, Inactive.SCRATCH_NEEDED)
+                self._inactive(queue, Inactive.SCRATCH_NEEDED, f"{scratch} bytes of scratch a wave are too few")
                 while self._inactive_value(queue):
                     yield Step.WAIT
                 queue = self._queue()
@@ -253,10 +253,10 @@ class Aql:
             self.port.put(signal["event_mailbox_ptr"], signal["event_id"], 8)
             self.port.interrupt(signal["event_id"], done)
 
-    def _inactive(self, queue: dict[str, Any], bits: Inactive) -> None:
+    def _inactive(self, queue: dict[str, Any], bits: Inactive, why: str) -> None:
         va = queue["queue_inactive_signal"]
         if not va:
-            raise BadCommand(f"{bits.name}, and the queue has no inactive_signal")
+            raise BadCommand(f"{bits.name}: {why}; the queue has no inactive_signal")
         self.port.put(va + _VALUE, bits, 8)
         self._ring(_fields(self.port.space.read(va, aql.SIGNAL.itemsize), aql.SIGNAL), done=False)
 

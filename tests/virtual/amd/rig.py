@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from devrt.virtual.faults import Faults
 
 SYSTEM, VRAM = Access.SYSTEM | Access.WRITE | Access.EXECUTE, Access.VRAM | Access.WRITE | Access.EXECUTE
 WAIT_S = 10.0
+_numbers = itertools.cycle(range(60))
 
 
 class Player(Executor):
@@ -65,7 +67,7 @@ class Rig:
         self.space = AddressSpace(self.system)
         self.gpu = Gpu(MODELS[gfx], self.system, self.faults, self.player)
         self.gfx = self.gpu.generation
-        self._next = 0x7F00_0000_0000
+        self._next = 0x7000_0000_0000 + (next(_numbers) << 38)  # no two rigs have the same addresses
         self._mapped: list[tuple[int, int]] = []
 
     def close(self) -> None:

@@ -12,8 +12,7 @@ import pytest
 from devrt.amd import sdma
 from devrt.virtual.amd.engine import pieces
 from devrt.virtual.amd.memory import PAGE, MemoryFault
-
-from .rig import SYSTEM, VRAM, Rig, rig, until
+from tests.virtual.amd.rig import SYSTEM, VRAM, Rig, rig, until
 
 MIB = 1 << 20
 
