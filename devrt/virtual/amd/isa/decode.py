@@ -12,7 +12,8 @@ from devrt.virtual.amd.isa.instruction import Dpp, IllegalInstruction, Instructi
 from devrt.virtual.amd.isa.memory import Space, describe, returns
 from devrt.virtual.amd.isa.opcodes import DUAL, Effect, Op, Slot, bits, opcodes
 
-_IMMEDIATES = frozenset(("simm16", "uimm16", "imm16", "hex16", "opt16", "rel", "waitcnt", "depctr", "delay", "hwreg", "msg", "bar"))
+_IMMEDIATES = frozenset(
+    ("simm16", "uimm16", "imm16", "hex16", "opt16", "rel", "waitcnt", "depctr", "delay", "hwreg", "msg", "bar"))
 _ADDRESSES = Effect.INDIRECT | Effect.READS_M0     # jumps and s_movrel name registers
 _TO_BYTE = ("v_cvt_sr_fp8_f32", "v_cvt_sr_bf8_f32")
 _FROM_BYTE = ("v_cvt_f32_fp8", "v_cvt_f32_bf8")
@@ -215,8 +216,8 @@ class _Decoder:
                 offset = self.scalar_offset(slot)
             elif slot.written:
                 used.add("sdata")
-                if self.sgpr("sdata", slot, fields["sdata"]).kind == "exec":
-                    self.fail("sdata must not be exec")
+                if self.sgpr("sdata", slot, fields["sdata"]).kind in ("exec", "m0"):
+                    self.fail("sdata must not be exec or m0")
             else:
                 used.add("sbase")
                 self.sgpr("sbase", slot, fields["sbase"] * 2)
@@ -346,7 +347,8 @@ class _Decoder:
         count = sum(not slot.written or slot.read and i > 0 for i, slot in enumerate(op.slots))
         self.check("neg", op.neg, count)
         self.check("abs", op.abs, count)
-        self.check("op_sel", op.op_sel, count, extra=op.op_sel & (12 if op.mnemonic.startswith("v_cvt_sr") else 8))
+        high = 0 if op.family == "VOPC" else 12 if op.mnemonic in _TO_BYTE else 8
+        self.check("op_sel", op.op_sel, count, extra=op.op_sel & high)
         if fields["clamp"] and not op.clamp or fields["omod"] and not op.omod:
             self.fail("modifiers that the operation does not take")
         lanes: Dpp | None = None
@@ -541,7 +543,8 @@ class _Decoder:
                 used.discard("addr")
                 self.operands.append(Operand("addr", "off", type="u32"))
         if base is not None:
-            self.sgpr("saddr", Slot("b64" if family == "GLOBAL" else "u32", read=True), base)
+            if self.sgpr("saddr", Slot("b64" if family == "GLOBAL" else "u32", read=True), base).kind == "exec":
+                self.fail("saddr must not be exec")
         elif op.slots and family != "FLAT":
             self.operands.append(Operand("saddr", "off", type="u32"))
         if family == "SCRATCH" and op.slots:

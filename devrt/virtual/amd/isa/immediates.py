@@ -125,7 +125,8 @@ def immediate(instruction: Instruction, operand: Operand, swizzle: int | None = 
         "waitcnt": lambda: _waits(waitcnt(value, gen), ""), "depctr": lambda: _waits(depctr(value), "depctr_"),
         "delay": lambda: _delay(value), "msg": lambda: _message(value, gen), "hwreg": lambda: _hwreg(value, gen),
         "imm16": lambda: str(value) if value <= 64 else f"0x{value:x}",
-        "opt16": lambda: str(value) if value else "", "rel": lambda: str(value & 0xFFFF), "bar": lambda: str(value),
+        "opt16": lambda: str(value) if value else "", "rel": lambda: str(value & 0xFFFF),
+        "bar": lambda: str(value) if -16 <= value <= 64 else f"0x{value & 0xFFFF:x}",
     }
     shown = kinds.get(operand.type)
     return shown() if shown else f"0x{value & 0xFFFF:x}"
