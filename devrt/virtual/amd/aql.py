@@ -20,6 +20,7 @@ from devrt.virtual.amd.engine import BadCommand, Port, Step
 from devrt.virtual.amd.pm4 import MOST_THREADS, Pm4
 
 _VALUE = 8       # byte offset of amd_signal_t.value
+_WRITE_ID, _READ_ID = 56, 128  # byte offsets in amd_queue_t of what changes all the time
 _OFFSET = 8      # from read_dispatch_id to the field that says where it lies in amd_queue_t
 _MOST_LDS = 0x10000
 _LDS_UNIT = 512
@@ -54,6 +55,8 @@ class Aql:
     def __init__(self, port: Port, rptr: int, wptr: int) -> None:
         self.port, self._rptr, self._wptr = port, rptr, wptr
         self._pm4 = Pm4(port)  # for buffers that vendor packets call
+        self._queue_raw, self._queue_fields = b"", dict[str, Any]()  # the amd_queue_t as it was seen last
+        self._kernels: dict[tuple[int, bytes], tuple[dict[str, Any], int]] = {}  # descriptors that were checked
 
     def packet(self, slot: int, index: int) -> Iterator[Step]:
         """Carry out the packet at `slot`, once its producer has written it."""
@@ -75,11 +78,14 @@ class Aql:
         """The amd_queue_t, and its address as `base`."""
         offset = int.from_bytes(self.port.space.read(self._rptr + _OFFSET, 4), "little")
         base = self._rptr - offset
-        fields = _fields(self.port.space.read(base, aql.QUEUE.itemsize), aql.QUEUE) if offset == 128 else None
-        if fields is None or self._wptr != base + 56:
+        if offset != _READ_ID or self._wptr != base + _WRITE_ID:
             raise BadCommand(f"the pointers {self._rptr:#x} and {self._wptr:#x} are not of an amd_queue_t: its "
-                             f"read_dispatch_id_field_base_byte_offset is {offset}, not 128")
-        return fields | {"base": base}
+                             f"read_dispatch_id_field_base_byte_offset is {offset}, not {_READ_ID}")
+        raw = self.port.space.read(base, aql.QUEUE.itemsize)
+        still = raw[:_WRITE_ID] + raw[_WRITE_ID + 8:_READ_ID] + raw[_READ_ID + 8:]
+        if still != self._queue_raw:
+            self._queue_raw, self._queue_fields = still, _fields(raw, aql.QUEUE) | {"base": base}
+        return self._queue_fields
 
     def _carry_out(self, queue: dict[str, Any], slot: int, index: int, raw: bytes) -> Iterator[Step]:
         port = self.port
@@ -175,6 +181,11 @@ class Aql:
         if not va or va % 64:
             raise _Refused(Inactive.INVALID_CODE, f"no kernel descriptor is at {va:#x}")
         raw = self.port.read(va, aql.KERNEL_DESCRIPTOR.itemsize, l2=True)
+        if (va, raw) not in self._kernels:
+            self._kernels[va, raw] = self._checked(va, raw)
+        return self._kernels[va, raw]
+
+    def _checked(self, va: int, raw: bytes) -> tuple[dict[str, Any], int]:
         kernel = _fields(raw, aql.KERNEL_DESCRIPTOR)
         clean = np.zeros((), aql.KERNEL_DESCRIPTOR)
         for name, value in kernel.items():

@@ -20,6 +20,7 @@ from devrt.virtual.amd.memory import LEVEL, PAGE, SPAN, Access, AddressSpace, Me
 from devrt.virtual.faults import Faults
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+_NEED = {"read": int(Access.VALID), "write": int(Access.VALID | Access.WRITE), "execute": int(Access.VALID | Access.EXECUTE)}
 _FEW = 16  # pages up to which a range is walked page by page
 
 
@@ -67,19 +68,20 @@ def pieces(space: AddressSpace, va: int, nbytes: int, access: str) -> list[Piece
     if not 0 <= va < end <= SPAN:
         raise MemoryFault(va, access, "not a GPU address")
     found: list[Piece] = []
+    need = _NEED[access]
     if nbytes <= _FEW * PAGE:
         while va < end:
             entry = space.entry(va)
-            space.check(va, entry, access)
+            if entry & need != need:
+                space.check(va, entry, access)
             size = min(end - va, PAGE - va % PAGE)
             _append(found, Piece(va, (entry & ~(PAGE - 1)) + va % PAGE, size, entry & PAGE - 1))
             va += size
         return found
-    need = np.uint64(Access.VALID | {"read": 0, "write": Access.WRITE, "execute": Access.EXECUTE}[access])
     for at, entries in _leaves(space, va, end):
         if entries is None:
             raise MemoryFault(at, access, "not mapped")
-        bad = np.flatnonzero(entries & need != need)
+        bad = np.flatnonzero(entries & np.uint64(need) != need)
         if len(bad):
             space.check(max(va, (at // PAGE + int(bad[0])) * PAGE), int(entries[bad[0]]), access)
         _runs(found, at, entries, va, end)
@@ -232,7 +234,7 @@ class Port:
     def inject(self, va: int) -> None:
         """Before a dispatch or a copy at `va`: the faults that were asked for."""
         if self.faults.take("page-fault"):
-            raise MemoryFault(va, "read", "injected")
+            raise MemoryFault(va, "read", "not present (injected)")
         if self.faults.take("ecc"):
             raise HardwareError(1, "uncorrectable memory error (injected)")
 

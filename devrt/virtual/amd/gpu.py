@@ -53,6 +53,7 @@ class GpuQueue:
         self._read = self._written = 0  # units, counted from the queue's beginning
         self._idle, self._evicted, self._gone = True, 0, False
         self._lock = threading.RLock()  # held while a packet is carried out
+        self._rptr_entry, self._reported = 0, memoryview(bytearray(8)).cast("Q")  # where the read pointer was written last
         self._steps = self._run()
 
     # --- what the driver asks ---
@@ -176,8 +177,11 @@ class GpuQueue:
     def _done(self, units: int) -> None:
         self._read += units
         value = self._read % (self._ring_bytes // 4) if self.kind == "pm4" else self._read
-        host = pieces(self.port.space, self._rptr, 8, "write")[0].host
-        view(host, 8).cast("Q")[0] = value
+        entry = self.port.space.entry(self._rptr)
+        if entry != self._rptr_entry:
+            host = pieces(self.port.space, self._rptr, 8, "write")[0].host
+            self._rptr_entry, self._reported = entry, view(host, 8).cast("Q")
+        self._reported[0] = value
 
     def _stop(self, error: Exception) -> None:
         port = self.port
@@ -268,4 +272,4 @@ class Gpu:
             elif quiet < _EAGER_S:
                 time.sleep(_NAP_S)
             else:
-                time.sleep(min(quiet / 8, _LONGEST_S))
+                time.sleep(min(quiet / 16, _LONGEST_S))

@@ -16,7 +16,6 @@ kept for the 2 MiB blocks of host memory that anything touched since the last fu
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -105,7 +104,7 @@ def _overlap(a: Sequence[Piece], b: Sequence[Piece]) -> int | None:
     return None
 
 
-_all: weakref.WeakSet[Ledger] = weakref.WeakSet()
+_all: tuple[Ledger, ...] = ()
 _lock = threading.Lock()  # engines of several GPUs mark each other's lines
 
 
@@ -119,12 +118,14 @@ class Ledger:
         self._dirtied: deque[_Write] = deque(maxlen=_HISTORY)
         self._outdated: deque[_Write] = deque(maxlen=_HISTORY)
         self._untold: dict[object, _Write] = {}  # the first write of a queue to system memory that is still in L2
+        global _all
         with _lock:
-            _all.add(self)
+            _all = (*_all, self)
 
     def close(self) -> None:
+        global _all
         with _lock:
-            _all.discard(self)
+            _all = tuple(ledger for ledger in _all if ledger is not self)
 
     # --- shaders ---
 
@@ -145,7 +146,7 @@ class Ledger:
             self._write_l2(who, queue, pieces)
 
     def _read(self, who: str, pieces: Sequence[Piece], cached: int, stale: int) -> None:
-        self._check_dirty(who, pieces, [ledger for ledger in _all if ledger is not self])
+        self._check_dirty(who, pieces, self._others())
         for block, lines, piece in _lines(pieces):
             state = self._state(block)[lines]
             bad = state & stale
@@ -172,22 +173,25 @@ class Ledger:
             self._outdated.append(write)
         if any(p.flags & Access.SYSTEM for p in pieces):
             self._untold.setdefault(queue, write)
-        self._mark_stale(write, [ledger for ledger in _all if ledger is not self])
+        self._mark_stale(write, self._others())
+
+    def _others(self) -> Sequence[Ledger]:
+        return [ledger for ledger in _all if ledger is not self]
 
     # --- engines that go past these caches ---
 
     def memory_read(self, who: str, pieces: Sequence[Piece]) -> None:
         """A copy engine or a command processor reads memory. Raises VisibilityFault."""
         with _lock:
-            self._check_dirty(who, pieces, list(_all))
+            self._check_dirty(who, pieces, _all)
 
     def memory_write(self, who: str, pieces: Sequence[Piece]) -> None:
         """A copy engine or a command processor writes memory."""
         with _lock:
-            self._mark_stale(_Write(who, pieces), list(_all))
+            self._mark_stale(_Write(who, pieces), _all)
 
     @staticmethod
-    def _check_dirty(who: str, pieces: Sequence[Piece], ledgers: list[Ledger]) -> None:
+    def _check_dirty(who: str, pieces: Sequence[Piece], ledgers: Sequence[Ledger]) -> None:
         for ledger in ledgers:
             if not ledger._dirty:
                 continue
@@ -200,7 +204,7 @@ class Ledger:
                                               f"the line is dirty in L2 of {ledger.name}: no release wrote it back")
 
     @staticmethod
-    def _mark_stale(write: _Write, ledgers: list[Ledger]) -> None:
+    def _mark_stale(write: _Write, ledgers: Sequence[Ledger]) -> None:
         for ledger in ledgers:
             if not ledger._blocks:
                 continue
@@ -259,14 +263,6 @@ class Ledger:
                 raise VisibilityFault(piece.va, write.who, "the host", f"{who} tells it to, but the line is dirty in L2 of "
                                       f"{self.name}: no release wrote it back")
 
-    def forget(self, host: int, nbytes: int) -> None:
-        """Pages are freed: the driver flushes them from every cache."""
-        with _lock:
-            for ledger in _all:
-                for block, lines, _ in _lines([Piece(0, host, nbytes, 0)]):
-                    if block in ledger._blocks:
-                        ledger._blocks[block][lines] = 0
-
     def forget_queue(self, queue: object) -> None:
         """A queue is destroyed: nobody is told of its work any more."""
         with _lock:
@@ -290,6 +286,15 @@ class Ledger:
     def _drop_clean(self) -> None:
         for block in [b for b in self._blocks if b not in self._dirty]:
             del self._blocks[block]
+
+
+def forget(host: int, nbytes: int) -> None:
+    """Pages are freed: the driver flushes them from the caches of every GPU."""
+    with _lock:
+        for ledger in _all:
+            for block, lines, _ in _lines([Piece(0, host, nbytes, 0)]):
+                if block in ledger._blocks:
+                    ledger._blocks[block][lines] = 0
 
 
 def _lines(pieces: Iterable[Piece]) -> Iterator[tuple[int, slice, Piece]]:

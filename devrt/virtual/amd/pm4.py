@@ -17,6 +17,7 @@ from devrt.virtual.amd.engine import COMPARE, M32, BadCommand, Port, Step, atomi
 from devrt.virtual.amd.memory import SPAN
 
 _LDS_UNIT = 512  # bytes of RSRC2.LDS_SIZE
+_COHER_UNIT = 256  # bytes that an ACQUIRE_MEM's base and size count
 MOST_THREADS = 1024  # of a group
 _RELEASES = (Event.CACHE_FLUSH_AND_INV_TS, Event.BOTTOM_OF_PIPE_TS, Event.CS_DONE)
 
@@ -234,8 +235,8 @@ class Pm4:
             raise BadCommand(f"{IntSel(p['int_sel']).name} is the driver's")
 
     def _acquire(self, p: Packet) -> None:
-        base, size = p["coher_base"] << 8, p["coher_size"] << 8
-        found = None if base == 0 and size >= SPAN else mapped(self.port.space, base, size)
+        base, size = p["coher_base"] * _COHER_UNIT, p["coher_size"] * _COHER_UNIT
+        found = None if base == 0 and size + _COHER_UNIT >= SPAN else mapped(self.port.space, base, size)
         if p["tc_wb_action" if self.gfx == 9 else "gl2_wb"]:
             self.port.ledger.writeback(found)
         ledger = self.port.ledger

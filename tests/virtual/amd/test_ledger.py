@@ -12,7 +12,7 @@ import pytest
 from devrt.amd import aql, pm4, sdma
 from devrt.amd.aql import Fence, PacketType
 from devrt.virtual.amd.dispatch import Dispatch
-from devrt.virtual.amd.ledger import DIRTY, Flight, Ledger, Piece, VisibilityFault
+from devrt.virtual.amd.ledger import DIRTY, Flight, Ledger, Piece, VisibilityFault, forget
 from devrt.virtual.amd.memory import PAGE, Access, AddressSpace
 from tests.virtual.amd.rig import VRAM, Line, Rig, rig, until
 from tests.virtual.amd.test_aql import descriptor, dispatch, signal
@@ -28,12 +28,12 @@ def r() -> Iterator[Rig]:
         yield made
 
 
-def acquire(**bits: int) -> list[int]:
-    return pm4.encode("ACQUIRE_MEM", 11, coher_size=EVERYTHING, **(bits or dict.fromkeys(
-        ("glv_inv", "gl1_inv", "glk_inv", "gl2_inv", "gli_inv"), 1)))
+def acquire(**bits: Any) -> list[int]:
+    whole: dict[str, Any] = dict.fromkeys(("glv_inv", "gl1_inv", "glk_inv", "gl2_inv", "gli_inv"), 1)
+    return pm4.encode("ACQUIRE_MEM", 11, coher_size=EVERYTHING, **(bits or whole))
 
 
-def release(event: int = 0, wb: int = 1, **more: int) -> list[int]:
+def release(event: int = 0, wb: int = 1, **more: Any) -> list[int]:
     return pm4.encode("RELEASE_MEM", 11, event_type=0x14, event_index=5, gl2_wb=wb, int_sel=1 if event else 0, int_ctxid=event,
                       **more)
 
@@ -157,7 +157,7 @@ def test_an_acquire_of_other_addresses(r: Rig) -> None:
     m, src, q, s = r.memory(2 * PAGE, VRAM), r.memory(2 * PAGE), r.queue(), r.queue("sdma")
     q.push(reader(r, m, 2 * PAGE), FLUSH).drain()
     s.push(copy(src, m, 2 * PAGE)).drain()
-    bits = dict.fromkeys(("glv_inv", "gl1_inv", "glk_inv", "gl2_inv"), 1)
+    bits: dict[str, Any] = dict.fromkeys(("glv_inv", "gl1_inv", "glk_inv", "gl2_inv"), 1)
     q.push(pm4.encode("ACQUIRE_MEM", 11, coher_base=m >> 8, coher_size=PAGE >> 8, **bits), reader(r, m, PAGE), FLUSH).drain()
     assert f"reads {m + PAGE:#x}" in q.push(reader(r, m, 2 * PAGE)).fault()
 
@@ -328,7 +328,7 @@ def test_a_barrier_packet_on_the_signal_waits(r: Rig) -> None:
 def test_freed_pages_are_forgotten(r: Rig) -> None:
     m, out, q = r.memory(PAGE, VRAM), r.memory(PAGE), r.queue()
     q.push(writer(r, m), FLUSH).drain()
-    r.gpu.ledger.forget(r.space.entry(m) & ~(PAGE - 1), PAGE)
+    forget(r.space.entry(m) & ~(PAGE - 1), PAGE)
     r.queue("sdma").push(copy(m, out)).drain()
 
 
