@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,7 +50,8 @@ class Memory:
         end = address + nbytes
         with open(f"{self._folder}/maps") as maps:
             for line in maps:
-                start, stop, rights = re.split("[- ]", line, maxsplit=3)[:3]
+                place, rights, _ = line.split(" ", 2)
+                start, _, stop = place.partition("-")
                 if int(start, 16) <= address < int(stop, 16) and rights[0] == "r" and (rights[1] == "w" or not write):
                     address = int(stop, 16)
                     if address >= end:

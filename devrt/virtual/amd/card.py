@@ -19,7 +19,7 @@ QueueKind = Literal["pm4", "aql", "sdma"]
 class EngineQueue(Protocol):
     """A queue as the driver sees it (devrt.virtual.amd.gpu.GpuQueue)."""
 
-    faulted: bool
+    faulted: object  # why it stopped, nothing while it works
 
     def update(self, ring: int, ring_bytes: int, percent: int, priority: int) -> None: ...
     def destroy(self) -> None: ...

@@ -225,7 +225,7 @@ class AmdDriver:
         concerned = list(self.processes.values()) if whole else [process]
         if whole:
             self.write_log(6, f"amdgpu {pci}: amdgpu: GPU reset begin!")
-        for one in concerned:
+        for one in concerned if whole else ():  # a reset of one engine ends the queue that hung, and no other
             self._tell(one, card, SmiEvent.GPU_PRE_RESET)
             for queue in one.queues_on(card):
                 queue.engine.evict()
@@ -236,7 +236,8 @@ class AmdDriver:
         if whole:
             self.write_log(6, f"amdgpu {pci}: amdgpu: GPU reset(1) succeeded!")
         for one in concerned:
-            self._tell(one, card, SmiEvent.GPU_POST_RESET)
+            if whole:
+                self._tell(one, card, SmiEvent.GPU_POST_RESET)
             heard = one.events.broadcast(EventType.HW_EXCEPTION, {
                 "reset_type": kind, "reset_cause": cause, "memory_lost": int(memory_lost), "gpu_id": gpu_id})
             if not heard:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from devrt.ioctl.kfd import AllocFlag, EventType, QueueType, SmiEvent
 from devrt.virtual.amd.card import Card, EngineQueue, Pool, Store, take
@@ -56,7 +55,8 @@ class ProcessDevice:
     doorbells: Store | None = None
     slots: set[int] = field(default_factory=set)
     handles: dict[int, Bo] = field(default_factory=dict)
-    lost: bool = False             # a reset took its queues; a new process context works again
+    lost: bool = False             # a reset took its queues: only a new process context gets others
+    evicted: bool = False          # a page fault did: new ones don't run either
     trap: tuple[int, int] = (0, 0)
     scratch: int = 0
     policy: tuple[int, int] = (0, 0)
@@ -83,10 +83,13 @@ class SvmRange:
     mappings: list[tuple[Vm, Mapping]] = field(default_factory=list)
 
 
+Reset = Callable[["Process", Card, int, int, bool], None]  # process, card, type, cause, whether memory was lost
+
+
 class Process:
     """Methods are called with the driver's lock held, except those of `events` and of Notifier."""
 
-    def __init__(self, client: Client, cards: list[Card], pool: Pool, log: Any) -> None:
+    def __init__(self, client: Client, cards: list[Card], pool: Pool, log: Callable[[int, str], None]) -> None:
         self.client, self._pool, self.log = client, pool, log
         self.devices = {card.node.gpu_id: ProcessDevice(card) for card in cards}
         self.queues: dict[int, Queue] = {}
@@ -198,12 +201,11 @@ class Notifier:
     """devrt.virtual.amd.machine.Notify of one process on one card. Locks nothing that the driver holds while it calls an
     engine, so an engine may be told to stop while it tells of a fault."""
 
-    def __init__(self, process: Process, card: Card, reset: Any, faults: Any) -> None:
-        self._process, self._card, self._reset, self._faults = process, card, reset, faults
+    def __init__(self, process: Process, card: Card, reset: Reset) -> None:
+        self._process, self._card, self._reset = process, card, reset
 
     def interrupt(self, context_id: int) -> None:
-        if not self._faults.take("lost-interrupt"):
-            self._process.events.interrupt(context_id)
+        self._process.events.interrupt(context_id)
 
     def memory_fault(self, fault: MemoryFault) -> None:
         process, card = self._process, self._card
@@ -213,6 +215,7 @@ class Notifier:
         # Bits of VM_L2_PROTECTION_FAULT_STATUS: 0 more faults, 3:1 walker, 7:4 permission faults, 8 mapping error, 18 write.
         status = 1 | (0xA if kinds["NotPresent"] else 0x8) << 4 | (1 << 18 if kinds["ReadOnly"] else 0)
         card.last_fault = page, status
+        process.devices[card.node.gpu_id].evicted = True
         for queue in process.queues_on(card):
             queue.engine.evict()
         pid = process.client.key

@@ -11,7 +11,7 @@ from devrt.virtual.amd.calls import Call, handles
 from devrt.virtual.amd.card import QueueKind
 from devrt.virtual.amd.machine import EOP_BYTES
 from devrt.virtual.amd.memory import PAGE
-from devrt.virtual.amd.process import Bo, Notifier, ProcessDevice, Queue
+from devrt.virtual.amd.process import Bo, Notifier, ProcessDevice, Queue, SvmRange
 from devrt.virtual.amd.vm import LIMIT, Mapping, Vm
 from devrt.virtual.errors import fail
 
@@ -66,12 +66,14 @@ def create_queue(call: Call) -> None:
     engine = device.card.engine.create_queue(
         vm.space, _KINDS[kind], ring=args.ring_base_address, ring_bytes=ring_bytes, rptr=args.read_pointer_address,
         wptr=args.write_pointer_address, doorbell=view(doorbells.host + 8 * slot, 8),
-        notify=Notifier(process, device.card, call.driver.reset, call.driver.faults), eop=args.eop_buffer_address,
+        notify=Notifier(process, device.card, call.driver.reset), eop=args.eop_buffer_address,
         cwsr=args.ctx_save_restore_address)
     queue = Queue(number, device, kind, engine, slot, sdma, buffers, args.ring_base_address, ring_bytes, percent,
                   args.queue_priority)
     if not queue.active or queue.priority:
         engine.update(queue.ring, ring_bytes, percent, queue.priority)
+    if device.evicted:
+        engine.evict()
     process.queues[number] = queue
     device.slots.add(slot)
     if sdma is not None:
@@ -105,10 +107,11 @@ def _buffers(call: Call, device: ProcessDevice, vm: Vm, ring_bytes: int) -> list
 
 
 def _exactly(vm: Vm, address: int, nbytes: int) -> Mapping:
-    """The buffer that begins at the page of an address and is of that size."""
+    """The buffer that begins at the page of an address and is of that size; memory of SVM is no buffer."""
     mapping = vm.at(address)
     whole = nbytes // PAGE * PAGE  # of less than a page only the beginning is checked
-    if mapping is None or mapping.va != address // PAGE * PAGE or whole not in (0, mapping.nbytes):
+    if mapping is None or isinstance(mapping.owner, SvmRange) or mapping.va != address // PAGE * PAGE or (
+            whole not in (0, mapping.nbytes)):
         fail(errno.EINVAL)
     return mapping
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from devrt.device import URI
 from devrt.ioctl.kfd import KFD, AllocFlag, QueueType
 from devrt.ioctl.system import (
     MAP_FIXED,
@@ -136,7 +135,8 @@ class Client:
     def _each(self, name: str, handle: int, gpus: tuple[int, ...], n_success: int) -> int:
         ids = KFD.ffi.new("uint32_t[]", [self.gpus[gpu] for gpu in gpus])
         address = int(KFD.ffi.cast("uintptr_t", ids))
-        return int(self.call(name, handle=handle, device_ids_array_ptr=address, n_devices=len(gpus), n_success=n_success).n_success)
+        fields = {"handle": handle, "device_ids_array_ptr": address, "n_devices": len(gpus), "n_success": n_success}
+        return int(self.call(name, **fields).n_success)
 
     def free(self, buffer: Buffer) -> None:
         self.call("FREE_MEMORY_OF_GPU", handle=buffer.handle)
