@@ -410,12 +410,14 @@ KERNELS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("mfma_i8_942", ("gfx942",), _mfma("i32.16x16x32.i8", "<4 x i32>", "i64")),
     ("mfma_fp8", ("gfx942",), _mfma("f32.16x16x32.fp8.bf8", "<4 x float>", "i64")),
     ("fp8", ("gfx942", "gfx1201"), _intrinsics(
-        "float", "i32 @llvm.amdgcn.cvt.pk.fp8.f32(float %x, float 1.0, i32 %i, i1 true)", "i32 @llvm.amdgcn.cvt.pk.bf8.f32(float %x, float 1.0, i32 %i, i1 false)",
+        "float", "i32 @llvm.amdgcn.cvt.pk.fp8.f32(float %x, float 1.0, i32 %i, i1 true)",
+        "i32 @llvm.amdgcn.cvt.pk.bf8.f32(float %x, float 1.0, i32 %i, i1 false)",
         "float @llvm.amdgcn.cvt.f32.fp8(i32 %i, i32 2)", "<2 x float> @llvm.amdgcn.cvt.pk.f32.bf8(i32 %i, i1 true)",
         "i32 @llvm.amdgcn.cvt.sr.fp8.f32(float %x, i32 7, i32 %i, i32 3)")),
 )
 
-PARAMETERS = ("ptr addrspace(1) %o, ptr addrspace(1) %a, ptr addrspace(1) %b, ptr addrspace(1) %c, ptr addrspace(4) %constants, ptr %any, i32 %size")
+PARAMETERS = ("ptr addrspace(1) %o, ptr addrspace(1) %a, ptr addrspace(1) %b, ptr addrspace(1) %c, "
+              "ptr addrspace(4) %constants, ptr %any, i32 %size")
 
 
 def module(gen: str, names: Iterable[str] = ()) -> str:

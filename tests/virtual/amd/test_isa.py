@@ -184,10 +184,11 @@ def test_a_loop_is_a_cycle_of_blocks() -> None:
     assert sum(block.instructions[-1].effects & Effect.END == Effect.END for block in blocks.values()) >= 1
 
 
-def test_calls_are_followed_through_constants() -> None:
+@pytest.mark.parametrize("gen", ("gfx1100", "gfx1201"))
+def test_calls_are_followed_through_constants(gen: isa.Gen) -> None:
     """s_getpc_b64 s[2:3]; s_add_u32 s2, s2, 16; s_addc_u32 s3, s3, 0; s_swappc_b64 s[30:31], s[2:3]; s_endpgm; f: s_setpc_b64."""
     words = (0xBE824700, 0x80029002, 0x82038003, 0xBE9E4902, 0xBFB00000, 0xBE80481E)
-    blocks = isa.walk(b"".join(word.to_bytes(4, "little") for word in words), 0, "gfx1100")
+    blocks = isa.walk(b"".join(word.to_bytes(4, "little") for word in words), 0, gen)
     assert blocks[0].calls == 20 and blocks[0].successors == [16]
     assert blocks[20].returns and not blocks[20].successors
 

@@ -123,7 +123,7 @@ def _constants(instruction: Instruction, known: dict[int, int]) -> None:
     elif all(value is not None for value in values) and values:
         numbers = [value for value in values if value is not None]
         if name in ("s_add_u32", "s_add_co_u32", "s_addc_u32", "s_add_co_ci_u32"):
-            incoming = known.get(-1) if "c_" in name and name not in ("s_add_co_u32",) else 0
+            incoming = known.get(-1) if name in ("s_addc_u32", "s_add_co_ci_u32") else 0
             if incoming is not None:
                 total = numbers[0] + numbers[1] + incoming
                 result, carry = total & 0xFFFFFFFF, total >> 32
