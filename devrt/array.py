@@ -24,6 +24,7 @@ from devrt.compiler.ops import Node, Op, Shape, make
 from devrt.device import Device, InvalidArgument, Unsupported
 from devrt.scheduler import run
 from devrt.scheduler.storage import Storage, buffer_node
+from devrt.staging import shared, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -326,7 +327,8 @@ def asarray(obj: Any, /, *, dtype: DType | None = None, device: str | None = Non
     if isinstance(obj, (builtins.bool, int, float)) and not isinstance(obj, np.generic):
         d = dtype or (dt.bool_ if isinstance(obj, builtins.bool) else default_int if isinstance(obj, int)
                       else default_float)
-        return Array(fill(obj, d, ()))
+        out = Array(fill(obj, d, ()))
+        return out if device is None else out.to_device(device)
     try:
         array = np.asarray(obj)
     except ValueError as e:
@@ -351,7 +353,8 @@ def _dtype_of(array: np.ndarray[Any, Any]) -> DType | None:
 
 
 def _wrapped(raw: np.ndarray[Any, Any], dtype: DType, device: str | None, copy: builtins.bool | None) -> Node:
-    """A BUFFER node on an ndarray's own memory, or on a copy where that is not dense, aligned and in native order."""
+    """A BUFFER node on an ndarray's own memory, or on a copy where that is not dense, aligned and in native order, or where
+    the device does not share the host's memory."""
     import numpy as np
     native = raw.dtype.newbyteorder("=")
     dense = raw.flags.c_contiguous and raw.flags.aligned and raw.dtype == native
@@ -359,10 +362,16 @@ def _wrapped(raw: np.ndarray[Any, Any], dtype: DType, device: str | None, copy: 
         raise InvalidArgument("this array cannot be read in place",
                               evidence=f"strides {raw.strides}, dtype {raw.dtype}",
                               remedy="pass copy=None, or an aligned C-contiguous array")
-    held = raw if dense and not copy else np.array(raw, dtype=native, order="C", copy=True)
     target = registry.open(device or "cpu")
-    if held.size == 0:
-        return buffer_node(Storage.alloc(held.shape, dtype, target))
+    here = shared(target)
+    if not here and copy is False:
+        raise InvalidArgument(f"{target.uri} cannot read this array in place", remedy="pass copy=None")
+    held = raw if dense and not (copy and here) else np.array(raw, dtype=native, order="C", copy=True)
+    if held.size == 0 or not here:
+        made = Storage.alloc(held.shape, dtype, target)
+        if held.size:
+            write(target, made.buffer, held.reshape(-1).view(np.uint8).data)
+        return buffer_node(made)
     return buffer_node(Storage(held.shape, dtype, target, target.wrap(held.ctypes.data, held.nbytes, held)))
 
 

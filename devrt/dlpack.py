@@ -21,6 +21,7 @@ from devrt.compiler import convert
 from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
 from devrt.device import InvalidArgument, Unsupported
+from devrt.staging import read, shared
 
 if TYPE_CHECKING:
     from devrt.scheduler.storage import Storage
@@ -98,9 +99,12 @@ def export(storage: Storage, versioned: bool, copy: bool | None) -> Any:
                           remedy="use a consumer of DLPack 1.0, or export astype(float32)")
     if not versioned and copy is False:
         raise BufferError("unversioned DLPack cannot say that devrt's memory is read-only; use DLPack 1.0 or copy=None")
-    copied = copy is True or not versioned or not _VERSIONED_NUMPY
+    here = shared(storage.device)
+    if not here and copy is False:
+        raise BufferError(f"this array lies in memory of {storage.device.uri}, which only a copy shows; use copy=None")
+    copied = copy is True or not versioned or not _VERSIONED_NUMPY or not here
     view = memory(storage, convert.storage_numpy(dtype)).reshape(storage.shape)
-    view = view.copy() if copied else view
+    view = view.copy() if copied and here else view
     view.flags.writeable = copied
     capsule = view.__dlpack__(max_version=(1, 0)) if versioned and _VERSIONED_NUMPY else view.__dlpack__()
     tensor = _tensor_in(capsule)
@@ -111,9 +115,14 @@ def export(storage: Storage, versioned: bool, copy: bool | None) -> Any:
 
 
 def memory(storage: Storage, element: np.dtype[Any]) -> NDArray[Any]:
-    """The host memory of a storage as a one-dimensional array, which keeps the storage alive."""
-    storage.shared = True
+    """The host memory of a storage as a one-dimensional array, which keeps the storage alive; a copy where the host does not
+    see the device's memory. The contents must be settled."""
     nbytes = storage.nbytes
+    if not shared(storage.device):
+        copied = np.empty(nbytes, np.uint8)
+        read(storage.device, storage.buffer, copied.data)
+        return copied.view(element)
+    storage.shared = True
     held = (ctypes.c_char * max(nbytes, 1)).from_address(storage.buffer.address)
     held._storage = storage  # type: ignore[attr-defined]
     whole: NDArray[Any] = np.frombuffer(memoryview(held), np.uint8)[:nbytes].view(element)

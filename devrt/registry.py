@@ -70,8 +70,8 @@ def _backend(uri: URI) -> Any:
 def _system(uri: URI) -> System:
     """What stands behind the driver boundary of a device: this machine, or a virtual one."""
     if uri.virtual:
-        from devrt import virtual
-        return virtual.open_system(uri)
+        from devrt.virtual import open_system
+        return open_system(uri)
     if not _host:
         _host.append(LinuxSystem())
     return _host[0]

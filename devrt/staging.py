@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 
-from devrt.device import Buffer, Device, Placement, Unsupported
+from devrt.device import Buffer, Device, InvalidArgument, Placement, Unsupported
 
 CHUNK = 8 << 20  # bytes of a staging buffer; two are in use, so that the host copies while the engine does
 
@@ -66,3 +66,36 @@ def read(device: Device, src: Buffer, into: memoryview, offset: int = 0) -> None
         waiting.append((at, n, buffer, device.transfer.submit(commands)))
     while waiting:
         drain()
+
+
+def move(device: Device, dst: Buffer, src: Buffer, nbytes: int) -> None:
+    """Copy the first `nbytes`, contents settled, of another device's buffer to one of `device`; done when it returns.
+
+    Straight from device to device where they reach each other, else through the host.
+    """
+    source = src.device
+    if shared(source):
+        if shared(device):
+            dst.host()[:nbytes] = src.host()[:nbytes]
+        else:
+            write(device, dst, src.host()[:nbytes])
+        return
+    if shared(device):
+        read(source, src, dst.host()[:nbytes])
+        return
+    show = getattr(device, "peer", None)  # devices of one driver may reach each other
+    if show is not None:
+        try:
+            near = show(src)
+        except (Unsupported, InvalidArgument):
+            near = None
+        if near is not None:
+            commands = device.command_list()
+            commands.copy(dst, near, nbytes)
+            device.transfer.wait(device.transfer.submit(commands))
+            return
+    chunk = memoryview(bytearray(min(CHUNK, nbytes)))
+    for at in range(0, nbytes, CHUNK):
+        part = chunk[:min(CHUNK, nbytes - at)]
+        read(source, src, part, at)
+        write(device, dst, part, at)

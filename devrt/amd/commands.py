@@ -128,8 +128,6 @@ class AmdCommandList(Recorder):
         """Copy bytes. Raises InvalidArgument where a range leaves its buffer or the two overlap."""
         to = self._range(dst, dst_offset, nbytes, "destination")
         from_ = self._range(src, src_offset, nbytes, "source")
-        if dst.borrowed:
-            raise InvalidArgument("the destination of a copy is borrowed memory", remedy="copy into a buffer of alloc()")
         if to < from_ + nbytes and from_ < to + nbytes:
             raise InvalidArgument("source and destination of a copy overlap",
                                   evidence=f"{nbytes} bytes from {from_:#x} to {to:#x}", remedy="copy through a third buffer")

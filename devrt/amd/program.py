@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from devrt import elf, staging
 from devrt.amd import pm4, registers
 from devrt.device import CompileError, InvalidArgument
-from devrt.elf import Field
+from devrt.elf import Field, Object, read
+from devrt.staging import write
 
 if TYPE_CHECKING:
     from devrt.amd.device import AmdDevice
@@ -80,7 +80,7 @@ class AmdProgram:
     """One kernel, in the GPU's memory. Arguments are 8 bytes each, in order."""
 
     def __init__(self, device: AmdDevice, image: bytes, entry: str) -> None:
-        code = elf.read(image, "amdgcn")
+        code = read(image, "amdgcn")
         isa = _MACHINES.get(code.flags & 0xFF, f"machine {code.flags & 0xFF:#x}")
         if isa != device.properties.isa:
             raise InvalidArgument(f"the image holds {isa} code", evidence=f"e_flags {code.flags:#x}, {device.uri} is a "
@@ -98,7 +98,7 @@ class AmdProgram:
                 raise InvalidArgument(f"the entry of {entry} lies at {kernel:#x}", evidence=f"{code.nbytes} bytes of code",
                                       remedy="compile it again")
             self.address = base + kernel
-            staging.write(device, device.code_buffer(self.block, base, code.nbytes), code.content(base, RELOCATIONS))
+            write(device, device.code_buffer(self.block, base, code.nbytes), code.content(base, RELOCATIONS))
             self.scratch: AmdBuffer | None = None
             tmpring = 0
             if self.descriptor.private_bytes:
@@ -133,7 +133,7 @@ class AmdProgram:
         return f"<amd program {self.name}{', closed' if self.closed else ''}>"
 
 
-def _descriptor(code: elf.Object, entry: str) -> Descriptor:
+def _descriptor(code: Object, entry: str) -> Descriptor:
     place = code.symbols.get(f"{entry}.kd")
     if place is None or entry not in code.functions:
         kernels = sorted(name.removesuffix(".kd") for name in code.symbols if name.endswith(".kd"))

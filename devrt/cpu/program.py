@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devrt import elf
 from devrt.device import InvalidArgument
-from devrt.elf import PAGE, Field
+from devrt.elf import PAGE, Field, read
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.system import MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE, System, view
 
@@ -51,7 +50,7 @@ def load_object(system: System, image: bytes) -> Code:
     Raises InvalidArgument for an image that is no such object, CompileError for one that needs what a kernel may not
     have (an external symbol, writable data, a relocation of another code model). Nothing stays mapped after an error.
     """
-    code = elf.read(image, "x86-64")
+    code = read(image, "x86-64")
     nbytes = max(PAGE, -(-code.nbytes // PAGE) * PAGE)
     with contextlib.ExitStack() as undo, reported_as("can't map memory for machine code"):
         base = system.mmap(-1, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE)

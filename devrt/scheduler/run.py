@@ -6,24 +6,46 @@ import threading
 from collections.abc import Sequence
 
 from devrt import registry
-from devrt.compiler.ops import Node, Op, topological
-from devrt.device import Buffer, CommandList, Device, InvalidArgument, Profile, Program, Unsupported
+from devrt.compiler.ops import Node, Op
+from devrt.device import Buffer, CommandList, Device, InvalidArgument, Profile, Program
 from devrt.scheduler.plan import Launch, Place, Schedule, schedule
 from devrt.scheduler.simplify import resolve
 from devrt.scheduler.storage import Storage, buffer_node, remember
+from devrt.staging import move
 
 _lock = threading.RLock()
 _programs: dict[tuple[int, str], Program] = {}
 
 
 def device_of(roots: Sequence[Node], default: str = "cpu") -> Device:
-    """The one device that the arrays of a graph are on. Raises InvalidArgument where they are on several."""
-    devices = {id(n.arg.device): n.arg.device for n in topological(roots) if n.op is Op.BUFFER}
-    devices |= {id(d): d for d in (registry.open(n.arg) for n in topological(roots) if n.op is Op.COPY)}
+    """The one device that a graph is computed on: that of its arrays, and of its copies, whose sources may be elsewhere. Raises
+    InvalidArgument where they are on several."""
+    return _survey(roots, default)[0]
+
+
+def _survey(roots: Sequence[Node], default: str = "cpu") -> tuple[Device, list[Node]]:
+    """(device_of the graph, the COPY nodes that are met first from the roots)"""
+    devices: dict[int, Device] = {}
+    copies = []
+    seen: set[Node] = set()
+    todo = list(roots)
+    while todo:
+        n = todo.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if n.op is Op.COPY:
+            copies.append(n)
+            device = registry.open(n.arg)
+            devices[id(device)] = device
+        elif n.op is Op.BUFFER:
+            devices[id(n.arg.device)] = n.arg.device
+        else:
+            todo += n.src
     if len(devices) > 1:
         raise InvalidArgument("the arrays of one expression are on different devices",
                               evidence=", ".join(sorted(d.uri for d in devices.values())), remedy="use to_device()")
-    return next(iter(devices.values())) if devices else registry.open(default)
+    return (next(iter(devices.values())) if devices else registry.open(default)), copies
 
 
 class Bound:
@@ -114,7 +136,9 @@ def realize(nodes: Sequence[Node]) -> list[Node]:
         roots = resolve(nodes)
         todo = list(dict.fromkeys(r for r in roots if r.op is not Op.BUFFER))
         if todo:
-            device = device_of(todo)
+            device, copies = _survey(todo)
+            if copies and _cross(copies):
+                return realize(nodes)
             s, inputs = schedule(todo, device.properties)
             bound = Bound(s, device, [n.arg for n in inputs])
             from devrt.scheduler import debug
@@ -131,6 +155,20 @@ def realize(nodes: Sequence[Node]) -> list[Node]:
                     remember(n, made[r].arg)
             roots = [made.get(r, r) for r in roots]
         return roots
+
+
+def _cross(copies: Sequence[Node]) -> bool:
+    """Compute what is copied from other devices, and copy it; whether there was any."""
+    crossed = False
+    for n in copies:
+        target = registry.open(n.arg)
+        device, inner = _survey(n.src, target.uri)
+        if device is target:
+            crossed |= _cross(inner)
+        else:
+            remember(n, to_device(realize(n.src)[0], target).arg)
+            crossed = True
+    return crossed
 
 
 def duplicate(s: Storage) -> Storage:
@@ -151,11 +189,15 @@ def wait(s: Storage) -> None:
 
 
 def to_device(node: Node, device: Device) -> Node:
-    """The array `node` (a BUFFER) on `device`: itself where it is there. Raises Unsupported between different devices."""
+    """The array `node` (a BUFFER) on `device`: itself where it is there, else a copy, which is done when it returns."""
     source: Storage = node.arg
     if source.device is device:
         return node
-    raise Unsupported(f"no copies from {source.device.uri} to {device.uri}", remedy="this version has one device, cpu")
+    wait(source)
+    out = Storage.alloc(source.shape, source.dtype, device)
+    if source.nbytes:
+        move(device, out.buffer, source.buffer, source.nbytes)
+    return buffer_node(out)
 
 
 __all__ = ["Bound", "buffer_node", "device_of", "duplicate", "program", "realize", "to_device", "wait"]
