@@ -8,6 +8,7 @@ A child of fork may not use its parent's: every call says EBADF there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import posixpath
@@ -48,37 +49,61 @@ class Driver(Protocol):
 
 
 class OpenFiles:
-    """The descriptors of this process that drivers gave out. A number that was closed behind our back, and is something else
-    now, is told by its inode."""
+    """The descriptors of this process that a driver gave out. One that was closed behind our back, so that its number is free or
+    something else now, is told by its inode, and released."""
 
-    def __init__(self) -> None:
+    def __init__(self, release: Callable[[object], None]) -> None:
+        self._release = release
         self._known: dict[int, tuple[object, tuple[int, int]]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never held while a driver is called
 
     def find(self, fd: int) -> object | None:
-        if not 0 <= fd < 1 << 31:
-            fail(errno.EBADF)
         here = _inode(fd)
         with self._lock:
             what, inode = self._known.get(fd, (None, here))
-            return what if inode == here else None
+            if inode == here:
+                return what if here is not None else fail(errno.EBADF)
+            del self._known[fd]
+        self._release(what)
+        return None if here is not None else fail(errno.EBADF)
+
+    def knows(self, fd: int) -> bool:
+        """As `find`, of a number only, and without waiting for anybody."""
+        known = self._known.get(fd)
+        return known is not None and known[1] == _inode(fd)
 
     def install(self, fd: int, what: object) -> int:
         with self._lock:
-            self._known[fd] = what, _inode(fd)
+            before = self._known.pop(fd, None)
+            self._known[fd] = what, _inode(fd) or fail(errno.EBADF)
+        if before is not None:
+            self._release(before[0])
         return fd
 
-    def forget(self, fd: int) -> None:
+    def close(self, fd: int) -> bool:
+        """Close one of these; False where it is none."""
+        if self.find(fd) is None:
+            return False
         with self._lock:
-            self._known.pop(fd, None)
+            what, _ = self._known.pop(fd, (None, None))
+            if what is None:  # another thread was faster
+                return False
+            os.close(fd)
+        self._release(what)
+        return True
 
-    def all(self) -> list[int]:
-        with self._lock:
-            return list(self._known)
+    def close_all(self) -> None:
+        for fd in list(self._known):
+            with contextlib.suppress(OSError):
+                self.close(fd)
 
 
-def _inode(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
+def _inode(fd: int) -> tuple[int, int] | None:
+    """What tells one file from another; None where the number is no descriptor."""
+    try:
+        found = os.fstat(fd)
+    except (OSError, OverflowError):
+        return None
     return found.st_dev, found.st_ino
 
 
@@ -88,7 +113,7 @@ class VirtualSystem:
     def __init__(self, host: System, drivers: Iterable[Driver], faults: Faults | None = None) -> None:
         self._host, self._drivers, self.faults = host, tuple(drivers), faults or Faults()
         self._pid = os.getpid()
-        self._files = {driver: OpenFiles() for driver in self._drivers}
+        self._files = {driver: OpenFiles(driver.release) for driver in self._drivers}
         self._clients = {driver: Client(self._pid, files, Memory()) for driver, files in self._files.items()}
         self._on_close: list[Callable[[], None]] = []
         self.closed = False
@@ -103,8 +128,7 @@ class VirtualSystem:
             return
         self.closed = True
         for files in self._files.values():
-            for fd in files.all():
-                self.close(fd)
+            files.close_all()
         for driver in self._drivers:
             driver.close()
         for act in self._on_close:
@@ -122,6 +146,8 @@ class VirtualSystem:
             return self._host.open(path, flags)
         if os.getpid() != self._pid or self.closed:
             fail(errno.ENODEV, path)
+        if not self.stat(path).exists:
+            fail(errno.ENOENT, path)
         if real in driver.tree.nodes:
             what, file = driver.open(self._clients[driver], real)
             return self._files[driver].install(os.dup(file), what)
@@ -130,28 +156,19 @@ class VirtualSystem:
         return _text_file(driver.tree.read(real))
 
     def close(self, fd: int) -> None:
-        driver, what = self._find(fd)
-        if driver is None or os.getpid() != self._pid:
+        if os.getpid() != self._pid or not any(files.close(fd) for files in self._files.values()):
             self._host.close(fd)
-            return
-        self._files[driver].forget(fd)
-        os.close(fd)
-        driver.release(what)
 
     def ioctl(self, fd: int, request: int, argument: Argument) -> int:
         driver, what = self._find(fd)
         if driver is None:
             return self._host.ioctl(fd, request, argument)
-        if os.getpid() != self._pid:
-            fail(errno.EBADF)
         return driver.ioctl(self._clients[driver], what, request, argument)
 
     def mmap(self, fd: int, length: int, prot: int, flags: int, offset: int = 0, address: int = 0) -> int:
         driver, what = self._find(fd) if fd >= 0 else (None, None)
         place = Place(fd, offset)
         if driver is not None:
-            if os.getpid() != self._pid:
-                fail(errno.EBADF)
             place = driver.mmap(what, length, offset, prot)
         if flags & MAP_FIXED:
             self._invalidate(address, length)
@@ -169,6 +186,10 @@ class VirtualSystem:
 
     def _find(self, fd: int) -> tuple[Driver | None, object | None]:
         """Whose descriptor it is, and what it stands for there; (None, None) for the host's. Raises OSError: EBADF."""
+        if os.getpid() != self._pid:
+            if any(files.knows(fd) for files in self._files.values()):  # only the parent may use it
+                fail(errno.EBADF)
+            return None, None
         for driver, files in self._files.items():
             what = files.find(fd)
             if what is not None:
