@@ -22,9 +22,10 @@ from pathlib import Path
 from devrt.virtual.errors import fail
 from devrt.virtual.exec.syscalls import Status
 from devrt.virtual.system import Driver
-from devrt.virtual.tree import write_tree
+from devrt.virtual.tree import Tree, write_tree
 
 _FIRST_POSITION = 1 << 40  # bytes: beyond every file of pages
+_MODULES = "/proc/modules"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class VirtualFiles:
         self.drivers = tuple(drivers)
         self.root = tempfile.mkdtemp(prefix="devrt-virtual-")
         for driver in self.drivers:
+            driver.tree.files[_MODULES] = _modules(driver.tree)
+            driver.tree.index()
             write_tree(driver.tree, self.root)
             for node in driver.tree.nodes:  # for whoever lists the folder
                 place = Path(self.root + node)
@@ -148,3 +151,11 @@ class VirtualFiles:
             opened = self._opened.pop(position, None)
         if opened is not None:
             opened.driver.release(opened.what)
+
+
+def _modules(tree: Tree) -> str:
+    """The host's modules and those that the tree says are loaded: name, bytes, users, by whom, state, address (proc(5))."""
+    place = Path(_MODULES)
+    names = [match[1] for path in tree.files if (match := re.fullmatch(r"/sys/module/(\w+)/initstate", path))]
+    lines = "".join(f"{name} {16 << 20} 0 - Live 0x0000000000000000\n" for name in names)
+    return (place.read_text() if place.exists() else "") + lines

@@ -75,6 +75,10 @@ class Supervisor:
             "faccessat2": lambda asked: self._access(asked, asked.int(0), 1, asked.int(2), asked.int(3)),
             "readlink": lambda asked: self._readlink(asked, AT_FDCWD, 0),
             "readlinkat": lambda asked: self._readlink(asked, asked.int(0), 1),
+            "getxattr": lambda asked: self._xattr(asked, True, errno.ENODATA),
+            "lgetxattr": lambda asked: self._xattr(asked, False, errno.ENODATA),
+            "listxattr": lambda asked: self._xattr(asked, True, 0),
+            "llistxattr": lambda asked: self._xattr(asked, False, 0),
             "ioctl": self._ioctl,
         }
 
@@ -163,7 +167,8 @@ class Supervisor:
         except OSError as error:
             self._say(asked, f"open({spot.path}) = {errno_name(error.errno or 0)}")
             raise
-        self._say(asked, f"open({spot.path}) = {fd}")
+        if spot.real in spot.driver.tree.nodes:
+            self._say(asked, f"open({spot.path}) = {fd}")
         return fd
 
     def _open_spot(self, asked: Asked, spot: Spot, flags: int) -> int:
@@ -217,6 +222,14 @@ class Supervisor:
         text = os.fsencode(self._files.link(spot))[:size]
         self._process(asked).memory.write(asked.args[index + 1], text)
         return len(text)
+
+    def _xattr(self, asked: Asked, follow: bool, error: int) -> int | None:
+        """Files of devices have no extended attributes."""
+        spot = self._spot(asked, AT_FDCWD, 0, follow)
+        if spot is None:
+            return _GO_ON
+        self._files.status(spot)
+        return fail(error) if error else 0
 
     # -----------------------------------------------------------------------------------------------------------------
 

@@ -30,11 +30,12 @@ class Arch:
 
 ARCHS = {
     "x86_64": Arch("x86_64", 0xC000003E, 317, {
-        "open": 2, "stat": 4, "fstat": 5, "lstat": 6, "ioctl": 16, "access": 21, "readlink": 89, "openat": 257,
-        "newfstatat": 262, "readlinkat": 267, "faccessat": 269, "statx": 332, "openat2": 437, "faccessat2": 439}),
+        "open": 2, "stat": 4, "fstat": 5, "lstat": 6, "ioctl": 16, "access": 21, "readlink": 89, "getxattr": 191,
+        "lgetxattr": 192, "listxattr": 194, "llistxattr": 195, "openat": 257, "newfstatat": 262, "readlinkat": 267,
+        "faccessat": 269, "statx": 332, "openat2": 437, "faccessat2": 439}),
     "aarch64": Arch("aarch64", 0xC00000B7, 277, {
-        "ioctl": 29, "faccessat": 48, "openat": 56, "readlinkat": 78, "newfstatat": 79, "fstat": 80, "statx": 291,
-        "openat2": 437, "faccessat2": 439}),
+        "getxattr": 8, "lgetxattr": 9, "listxattr": 11, "llistxattr": 12, "ioctl": 29, "faccessat": 48,
+        "openat": 56, "readlinkat": 78, "newfstatat": 79, "fstat": 80, "statx": 291, "openat2": 437, "faccessat2": 439}),
 }
 
 
