@@ -32,6 +32,8 @@ class Access(enum.IntFlag):
     SYSTEM = 16
     PEER = 32     # memory of another GPU
     FOREIGN = 64  # pages of another process, reached by a callback
+    DIRTY = 256   # set by shaders that write
+    ACCESSED = 512  # set by shaders that read or write
 
 
 class MemoryFault(Exception):
@@ -40,6 +42,7 @@ class MemoryFault(Exception):
     def __init__(self, va: int, access: str, why: str) -> None:
         super().__init__(f"{access} of {va:#x}: {why}")
         self.va, self.access, self.why = va, access, why
+        self.pc, self.lane = 0, -1  # of the instruction, where a shader did it
 
 
 class PageFile:
@@ -192,6 +195,24 @@ class AddressSpace:
             va += size
         if length:
             yield host, length
+
+    def touched(self) -> Iterator[tuple[int, int, bool]]:
+        """(address, bytes, written) of runs of pages that shaders touched since the last call; the marks are taken away."""
+        root = self._tables[self.root]
+        for i in np.flatnonzero(root):
+            middle = self._tables[int(root[i])]
+            for j in np.flatnonzero(middle):
+                leaf = self._tables[int(middle[j])]
+                marks = leaf & np.uint64(Access.DIRTY | Access.ACCESSED)
+                used = np.flatnonzero(marks)
+                if not len(used):
+                    continue
+                written = (marks[used] & np.uint64(Access.DIRTY)) != 0
+                leaf[used] &= ~np.uint64(Access.DIRTY | Access.ACCESSED)
+                first = (int(i) << 24 | int(j) << 12)
+                cuts = np.flatnonzero((np.diff(used) != 1) | (written[1:] != written[:-1])) + 1
+                for run in np.split(np.arange(len(used)), cuts):
+                    yield (first + int(used[run[0]])) * PAGE, len(run) * PAGE, bool(written[run[0]])
 
     @staticmethod
     def check(va: int, entry: int, access: str) -> None:

@@ -42,7 +42,7 @@ STOP = 88            # u64: host address of a byte that ends the dispatch when i
 CLOCK = 96           # u64: host address of the GPU's counter
 MATH = 104           # u64: host address of a table of C functions, in the order of FUNCTIONS
 CODE = 112           # u64: virtual address of the kernel's first instruction
-CONTEXT_BYTES = 192
+CONTEXT_BYTES = 256
 
 # ----- a launch: what the loop over workgroups needs, behind the context
 
@@ -57,6 +57,9 @@ ID_Y = 172
 ID_Z = 176
 ID_YZ = 180          # i32: of the one that takes y in its low and z in its high half
 EXEC_AND_MODE = 184  # u32: MODE of a new wave
+FIRST_X = 192        # u32: id of the first workgroup
+FIRST_Y = 196
+FIRST_Z = 200
 
 KINDS = {1: "not mapped", 2: "read-only", 3: "not executable", 4: "hang", 5: "stopped", 6: "outside LDS", 7: "outside scratch",
          8: "misaligned", 9: "trap", 10: "missing wait", 11: "unsupported"}

@@ -5,13 +5,27 @@ from __future__ import annotations
 from devrt.virtual.amd.memory import Access
 from devrt.virtual.amd.translate import layout as at
 
-DIRTY, ACCESSED = 256, 512  # bits that native code sets in a leaf entry: written, read by a shader
+DIRTY, ACCESSED = Access.DIRTY.value, Access.ACCESSED.value
 
 
 def text(wave: int) -> str:
     """The functions for waves of `wave` lanes."""
-    return _WALK + _MEMORY.replace("$W", str(wave)) + _GROUPS.replace("$STATE", str(at.state_bytes(wave))) \
+    numbers = "<" + ", ".join(f"i64 {n}" for n in range(wave)) + ">"
+    return _WALK + _MEMORY.replace("$FIRST_LANE", _first(wave)).replace("$W", str(wave)).replace("$NUMBERS", numbers) + _GROUPS.replace("$STATE", str(at.state_bytes(wave))) \
         .replace("$FIRST", str(512 + 3 * wave * 4)).replace("$LANES", str(3 * wave * 4))
+
+
+def _first(wave: int) -> str:
+    """The lowest lane of a mask that is not empty."""
+    narrow = "%r = trunc i64 %n to i32" if wave == 64 else "%r = add i32 %n, 0"
+    return f"""
+declare i{wave} @llvm.cttz.i{wave}(i{wave}, i1)
+define internal i32 @first(i{wave} %m) alwaysinline {{
+  %n = call i{wave} @llvm.cttz.i{wave}(i{wave} %m, i1 true)
+  {narrow}
+  ret i32 %r
+}}
+"""
 
 
 def _field(name: str, offset: int, kind: str = "i64") -> str:
@@ -37,7 +51,8 @@ _WALK = "".join((
     _field("pc", at.FAULT_PC), _field("states", at.STATES), _field("templates", at.TEMPLATES), _field("waves", at.WAVES, "i32"),
     _field("scratch_wave", at.SCRATCH_WAVE), _field("groups_x", at.GROUPS_X, "i32"), _field("groups_y", at.GROUPS_Y, "i32"),
     _field("id_x", at.ID_X, "i32"), _field("id_y", at.ID_Y, "i32"), _field("id_z", at.ID_Z, "i32"),
-    _field("id_yz", at.ID_YZ, "i32"))) + f"""
+    _field("id_yz", at.ID_YZ, "i32"), _field("first_x", at.FIRST_X, "i32"), _field("first_y", at.FIRST_Y, "i32"),
+    _field("first_z", at.FIRST_Z, "i32"))) + f"""
 define internal i64 @leaf(ptr %c, i64 %page) noinline {{
 entry:
   %root = call i64 @get_root(ptr %c)
@@ -208,16 +223,228 @@ bad:
 
 # Where all lanes that take part lie in one page, one lookup serves them and the vector unit gathers; else lane by lane.
 _MEMORY = f"""
-declare i$W @llvm.cttz.i$W(i$W, i1)
-declare i1 @llvm.vector.reduce.or.v$Wi1(<$W x i1>)
+declare i32 @llvm.umax.i32(i32, i32)
+
+define internal i64 @page_delta(ptr %c, <$W x i64> %va, i$W %exec, i64 %n, i1 %write) alwaysinline {{
+  %none = icmp eq i$W %exec, 0
+  br i1 %none, label %zero, label %some
+some:
+  %need = select i1 %write, i64 {Access.VALID.value | Access.WRITE.value | DIRTY}, i64 {Access.VALID.value}
+  %d = call i64 @one_page(ptr %c, <$W x i64> %va, i$W %exec, i64 %n, i64 %need)
+  ret i64 %d
+zero:
+  ret i64 0
+}}
+
+; host address of %n bytes of LDS, 0 where they are outside
+define internal i64 @lds_host(ptr %c, i64 %a, i64 %n) alwaysinline {{
+  %size = call i64 @get_lds_bytes(ptr %c)
+  %end = add i64 %a, %n
+  %in = icmp ule i64 %end, %size
+  %base = call i64 @get_lds(ptr %c)
+  %h = add i64 %base, %a
+  %r = select i1 %in, i64 %h, i64 0
+  ret i64 %r
+}}
+
+; LDS: what is outside reads 0 and is not written
+define internal <$W x i32> @lds_load(ptr %c, <$W x i64> %at, i$W %exec, i64 %k, i64 %n, ptr %ok) alwaysinline {{
+  %size = call i64 @get_lds_bytes(ptr %c)
+  %base = call i64 @get_lds(ptr %c)
+  %r = call <$W x i32> @near_load(<$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %base, i64 0, i64 %size)
+  ret <$W x i32> %r
+}}
+define internal void @lds_store(ptr %c, <$W x i64> %at, <$W x i32> %v, i$W %exec, i64 %k, i64 %n, ptr %ok) alwaysinline {{
+  %size = call i64 @get_lds_bytes(ptr %c)
+  %base = call i64 @get_lds(ptr %c)
+  call void @near_store(<$W x i64> %at, <$W x i32> %v, i$W %exec, i64 %k, i64 %n, i64 %base, i64 0, i64 %size)
+  ret void
+}}
+
+; private memory: each lane has bytes of its own
+define internal <$W x i32> @private_load(ptr %c, <$W x i64> %at, i$W %exec, i64 %k, i64 %n, ptr %ok) alwaysinline {{
+  %size = call i64 @get_scratch_lane(ptr %c)
+  %base = call i64 @get_scratch(ptr %c)
+  call void @private_check(ptr %c, <$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %size, ptr %ok)
+  %r = call <$W x i32> @near_load(<$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %base, i64 %size, i64 %size)
+  ret <$W x i32> %r
+}}
+define internal void @private_store(ptr %c, <$W x i64> %at, <$W x i32> %v, i$W %exec, i64 %k, i64 %n, ptr %ok) alwaysinline {{
+  %size = call i64 @get_scratch_lane(ptr %c)
+  %base = call i64 @get_scratch(ptr %c)
+  call void @private_check(ptr %c, <$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %size, ptr %ok)
+  call void @near_store(<$W x i64> %at, <$W x i32> %v, i$W %exec, i64 %k, i64 %n, i64 %base, i64 %size, i64 %size)
+  ret void
+}}
+define internal void @private_check(ptr %c, <$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %size, ptr %ok) alwaysinline {{
+  %bad = call i$W @outside(<$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %size)
+  %any = icmp ne i$W %bad, 0
+  br i1 %any, label %fault, label %good
+fault:
+  %lane = call i32 @first(i$W %bad)
+  %a = extractelement <$W x i64> %at, i32 %lane
+  call void @set_kind(ptr %c, i32 7)
+  call void @set_va(ptr %c, i64 %a)
+  call void @set_lane(ptr %c, i32 %lane)
+  store i8 0, ptr %ok
+  ret void
+good:
+  ret void
+}}
+
+; active lanes of which %n bytes at %at + %k are not below %size
+define internal i$W @outside(<$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %size) alwaysinline {{
+  %kn = add i64 %k, %n
+  %room = sub i64 %size, %kn
+  %fits = icmp sge i64 %room, 0
+  %limit = select i1 %fits, i64 %room, i64 0
+  %l1 = insertelement <$W x i64> poison, i64 %limit, i32 0
+  %lv = shufflevector <$W x i64> %l1, <$W x i64> poison, <$W x i32> zeroinitializer
+  %over = icmp ugt <$W x i64> %at, %lv
+  %bits = bitcast <$W x i1> %over to i$W
+  %all = select i1 %fits, i$W %bits, i$W -1
+  %r = and i$W %all, %exec
+  ret i$W %r
+}}
+
+define internal <$W x i32> @near_load(<$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %base, i64 %lane, i64 %size) alwaysinline {{
+entry:
+  %bad = call i$W @outside(<$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %size)
+  %keep = xor i$W %bad, -1
+  %in = and i$W %exec, %keep
+  %p = call <$W x ptr> @near(<$W x i64> %at, i64 %k, i64 %base, i64 %lane)
+  %mask = bitcast i$W %in to <$W x i1>
+  %dwords = icmp eq i64 %n, 4
+  br i1 %dwords, label %whole, label %part
+whole:
+  %v = call <$W x i32> @llvm.masked.gather.v$Wi32.v$Wp0(<$W x ptr> %p, i32 1, <$W x i1> %mask, <$W x i32> zeroinitializer)
+  ret <$W x i32> %v
+part:
+  %two = icmp eq i64 %n, 2
+  br i1 %two, label %words, label %bytes
+words:
+  %s = call <$W x i16> @llvm.masked.gather.v$Wi16.v$Wp0(<$W x ptr> %p, i32 1, <$W x i1> %mask, <$W x i16> zeroinitializer)
+  %sw = zext <$W x i16> %s to <$W x i32>
+  ret <$W x i32> %sw
+bytes:
+  %b = call <$W x i8> @llvm.masked.gather.v$Wi8.v$Wp0(<$W x ptr> %p, i32 1, <$W x i1> %mask, <$W x i8> zeroinitializer)
+  %bw = zext <$W x i8> %b to <$W x i32>
+  ret <$W x i32> %bw
+}}
+define internal void @near_store(<$W x i64> %at, <$W x i32> %v, i$W %exec, i64 %k, i64 %n, i64 %base, i64 %lane, i64 %size) alwaysinline {{
+entry:
+  %bad = call i$W @outside(<$W x i64> %at, i$W %exec, i64 %k, i64 %n, i64 %size)
+  %keep = xor i$W %bad, -1
+  %in = and i$W %exec, %keep
+  %p = call <$W x ptr> @near(<$W x i64> %at, i64 %k, i64 %base, i64 %lane)
+  %mask = bitcast i$W %in to <$W x i1>
+  %dwords = icmp eq i64 %n, 4
+  br i1 %dwords, label %whole, label %part
+whole:
+  call void @llvm.masked.scatter.v$Wi32.v$Wp0(<$W x i32> %v, <$W x ptr> %p, i32 1, <$W x i1> %mask)
+  ret void
+part:
+  %two = icmp eq i64 %n, 2
+  br i1 %two, label %words, label %bytes
+words:
+  %s = trunc <$W x i32> %v to <$W x i16>
+  call void @llvm.masked.scatter.v$Wi16.v$Wp0(<$W x i16> %s, <$W x ptr> %p, i32 1, <$W x i1> %mask)
+  ret void
+bytes:
+  %b = trunc <$W x i32> %v to <$W x i8>
+  call void @llvm.masked.scatter.v$Wi8.v$Wp0(<$W x i8> %b, <$W x ptr> %p, i32 1, <$W x i1> %mask)
+  ret void
+}}
+declare <$W x i16> @llvm.masked.gather.v$Wi16.v$Wp0(<$W x ptr>, i32, <$W x i1>, <$W x i16>)
+declare <$W x i8> @llvm.masked.gather.v$Wi8.v$Wp0(<$W x ptr>, i32, <$W x i1>, <$W x i8>)
+declare void @llvm.masked.scatter.v$Wi16.v$Wp0(<$W x i16>, <$W x ptr>, i32, <$W x i1>)
+declare void @llvm.masked.scatter.v$Wi8.v$Wp0(<$W x i8>, <$W x ptr>, i32, <$W x i1>)
+
+define internal <$W x ptr> @near(<$W x i64> %at, i64 %k, i64 %base, i64 %lane) alwaysinline {{
+  %start = add i64 %base, %k
+  %b1 = insertelement <$W x i64> poison, i64 %start, i32 0
+  %bv = shufflevector <$W x i64> %b1, <$W x i64> poison, <$W x i32> zeroinitializer
+  %l1 = insertelement <$W x i64> poison, i64 %lane, i32 0
+  %lv = shufflevector <$W x i64> %l1, <$W x i64> poison, <$W x i32> zeroinitializer
+  %own = mul <$W x i64> %lv, $NUMBERS
+  %a = add <$W x i64> %at, %bv
+  %h = add <$W x i64> %a, %own
+  %p = inttoptr <$W x i64> %h to <$W x ptr>
+  ret <$W x ptr> %p
+}}
+
+; %v[%lanes[n]] for every lane n
+define internal <$W x i32> @pick(<$W x i32> %v, <$W x i32> %lanes) noinline {{
+entry:
+  %m = alloca <$W x i32>, align 256
+  store <$W x i32> %v, ptr %m, align 256
+  br label %head
+head:
+  %n = phi i32 [ 0, %entry ], [ %n2, %head ]
+  %acc = phi <$W x i32> [ zeroinitializer, %entry ], [ %acc2, %head ]
+  %l = extractelement <$W x i32> %lanes, i32 %n
+  %p = getelementptr i32, ptr %m, i32 %l
+  %x = load i32, ptr %p
+  %acc2 = insertelement <$W x i32> %acc, i32 %x, i32 %n
+  %n2 = add i32 %n, 1
+  %more = icmp ult i32 %n2, $W
+  br i1 %more, label %head, label %out
+out:
+  ret <$W x i32> %acc2
+}}
+
+; lane %lanes[n] takes %v[n]; the highest n wins
+define internal <$W x i32> @push(<$W x i32> %v, <$W x i32> %lanes, i$W %exec) noinline {{
+entry:
+  %m = alloca <$W x i32>, align 256
+  store <$W x i32> zeroinitializer, ptr %m, align 256
+  br label %head
+head:
+  %left = phi i$W [ %exec, %entry ], [ %left2, %next ]
+  %none = icmp eq i$W %left, 0
+  br i1 %none, label %out, label %next
+next:
+  %n = call i32 @first(i$W %left)
+  %l = extractelement <$W x i32> %lanes, i32 %n
+  %x = extractelement <$W x i32> %v, i32 %n
+  %p = getelementptr i32, ptr %m, i32 %l
+  store i32 %x, ptr %p
+  %m1 = sub i$W %left, 1
+  %left2 = and i$W %left, %m1
+  br label %head
+out:
+  %r = load <$W x i32>, ptr %m, align 256
+  ret <$W x i32> %r
+}}
+
+; a C function of the table, lane by lane
+define internal <$W x float> @library(ptr %c, i64 %which, <$W x float> %v) noinline {{
+entry:
+  %table = call i64 @get_math(ptr %c)
+  %tp = inttoptr i64 %table to ptr
+  %fp = getelementptr ptr, ptr %tp, i64 %which
+  %f = load ptr, ptr %fp
+  br label %head
+head:
+  %n = phi i32 [ 0, %entry ], [ %n2, %head ]
+  %acc = phi <$W x float> [ zeroinitializer, %entry ], [ %acc2, %head ]
+  %x = extractelement <$W x float> %v, i32 %n
+  %y = call float %f(float %x)
+  %acc2 = insertelement <$W x float> %acc, float %y, i32 %n
+  %n2 = add i32 %n, 1
+  %more = icmp ult i32 %n2, $W
+  br i1 %more, label %head, label %out
+out:
+  ret <$W x float> %acc2
+}}
+$FIRST_LANEdeclare i1 @llvm.vector.reduce.or.v$Wi1(<$W x i1>)
 declare <$W x i32> @llvm.masked.gather.v$Wi32.v$Wp0(<$W x ptr>, i32, <$W x i1>, <$W x i32>)
 declare void @llvm.masked.scatter.v$Wi32.v$Wp0(<$W x i32>, <$W x ptr>, i32, <$W x i1>)
 
 ; host address of the page all active lanes fall into with %n bytes each, 0 where they do not or it does not allow %need
 define internal i64 @one_page(ptr %c, <$W x i64> %va, i$W %exec, i64 %n, i64 %need) alwaysinline {{
   %mask = bitcast i$W %exec to <$W x i1>
-  %first = call i$W @llvm.cttz.i$W(i$W %exec, i1 true)
-  %lane = trunc i$W %first to i32
+  %lane = call i32 @first(i$W %exec)
   %va0 = extractelement <$W x i64> %va, i32 %lane
   %page = lshr i64 %va0, 12
   %start = shl i64 %page, 12
@@ -271,8 +498,7 @@ head:
   %none = icmp eq i$W %left, 0
   br i1 %none, label %out, label %next
 next:
-  %first = call i$W @llvm.cttz.i$W(i$W %left, i1 true)
-  %lane = trunc i$W %first to i32
+  %lane = call i32 @first(i$W %left)
   %a = extractelement <$W x i64> %va, i32 %lane
   %v = call i32 @load_dword(ptr %c, i64 %a, i32 %lane, ptr %ok)
   %acc2 = insertelement <$W x i32> %acc, i32 %v, i32 %lane
@@ -313,8 +539,7 @@ head:
   %none = icmp eq i$W %left, 0
   br i1 %none, label %out, label %next
 next:
-  %first = call i$W @llvm.cttz.i$W(i$W %left, i1 true)
-  %lane = trunc i$W %first to i32
+  %lane = call i32 @first(i$W %left)
   %a = extractelement <$W x i64> %va, i32 %lane
   %x = extractelement <$W x i32> %v, i32 %lane
   br i1 %dwords, label %whole, label %part
@@ -343,8 +568,7 @@ head:
   %none = icmp eq i$W %left, 0
   br i1 %none, label %out, label %next
 next:
-  %first = call i$W @llvm.cttz.i$W(i$W %left, i1 true)
-  %lane = trunc i$W %first to i32
+  %lane = call i32 @first(i$W %left)
   %a = extractelement <$W x i64> %va, i32 %lane
   %h = call i64 @host(ptr %c, i64 %a, i64 {Access.VALID.value}, i32 %lane)
   %good = icmp ne i64 %h, 0
@@ -411,10 +635,16 @@ group:
   br i1 %more, label %set, label %good
 set:
   %gi = trunc i64 %g to i32
-  %idx = urem i32 %gi, %gx
+  %ox = urem i32 %gi, %gx
   %gr = udiv i32 %gi, %gx
-  %idy = urem i32 %gr, %gy
-  %idz = udiv i32 %gr, %gy
+  %oy = urem i32 %gr, %gy
+  %oz = udiv i32 %gr, %gy
+  %fx = call i32 @get_first_x(ptr %c)
+  %fy = call i32 @get_first_y(ptr %c)
+  %fz = call i32 @get_first_z(ptr %c)
+  %idx = add i32 %ox, %fx
+  %idy = add i32 %oy, %fy
+  %idz = add i32 %oz, %fz
   %zs = shl i32 %idz, 16
   %yz = or i32 %idy, %zs
   br label %init

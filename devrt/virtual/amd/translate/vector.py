@@ -51,11 +51,11 @@ class _Capture(Writer):
 
 def rule(i: Instruction) -> Rule:
     """The rule for an instruction. Raises NotTranslated."""
-    name, type = stem(i.mnemonic)
+    mnemonic = i.mnemonic.replace("v_dual_", "v_")
+    name, type = stem(mnemonic)
     if name.startswith("v_cmp"):
         return compare
-    found = (NAMED.get(i.mnemonic) or packed.NAMED.get(i.mnemonic) or convert.NAMED.get(i.mnemonic)
-             or division.NAMED.get(i.mnemonic) or lanes.NAMED.get(i.mnemonic))
+    found = next((t[mnemonic] for t in (NAMED, packed.NAMED, convert.NAMED, division.NAMED, lanes.NAMED) if mnemonic in t), None)
     if found is not None:
         return found
     table = FLOAT if type.startswith("f") else INTEGER

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from devrt.virtual.amd.isa.instruction import Instruction, Operand
 from devrt.virtual.amd.isa.opcodes import bits
+from devrt.virtual.amd.translate import layout
 
 VCC, TTMP, EXEC = 106, 108, 126
 APERTURE_HIGH = {"shared": 0x10000, "private": 0x20000}  # high halves of the LDS and scratch apertures, kfd_flat_memory.c
@@ -39,6 +40,7 @@ class Writer:
         self.sgprs: set[int] = set()
         self.vgprs: set[int] = set()
         self.declared: dict[str, str] = {}
+        self.atomics: set[tuple[str, int]] = set()
         self.label = "entry"
         self.shuffle: tuple[str, str] | None = None  # DPP: text of the lanes read, lanes that may be written
         self.write_mask: str | None = None
@@ -121,6 +123,11 @@ class Writer:
         suffix = {"half": "f16", "float": "f32", "double": "f64"}.get(element(type), element(type))
         t = self.vtype(type)
         return self.call(t, f"llvm.{name}.v{self.wave}{suffix}", *((t, a) for a in args))
+
+    def address(self, offset: int) -> str:
+        """The virtual address of byte `offset` of the code."""
+        place = self.op(f"getelementptr i8, ptr %c, i64 {layout.CODE}")
+        return self.op(f"add i64 {self.op(f'load i64, ptr {place}')}, {offset}")
 
     # ----- scalar registers
 

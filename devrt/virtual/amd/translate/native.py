@@ -1,0 +1,63 @@
+"""LLVM IR to a function of this process, through the compile cache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import cffi
+import llvmlite.binding as llvm
+
+from devrt.compiler import cache
+from devrt.compiler.llvm import target
+from devrt.compiler.llvm.backend import _initialized, _lock
+from devrt.device import CompileError
+
+Run = Callable[[int, int, int], int]
+_engines: list[Any] = []  # their code is called for as long as the process lives
+
+
+@functools.cache
+def _ffi() -> cffi.FFI:
+    return cffi.FFI()
+
+
+def function(text: str) -> Run:
+    """`run(context, begin, end)` of a module. Raises CompileError."""
+    host = target.host()
+    key = cache.key("virtual amd", text, host.key)
+    found = cache.load(key)
+    image = found[1] if found is not None else _compile(text, host)
+    if found is None:
+        cache.store(key, {}, image)
+    with _lock:
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(f'target triple = "{host.triple}"'), _machine(host))
+        engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(image))
+        engine.finalize_object()
+        address = engine.get_function_address("run")
+    _engines.append(engine)
+    call = _ffi().cast("int (*)(uintptr_t, int64_t, int64_t)", address)
+    return lambda context, begin, end: int(call(context, begin, end))
+
+
+def _machine(host: target.Target) -> llvm.TargetMachine:
+    _initialized()
+    return llvm.Target.from_triple(host.triple).create_target_machine(cpu=host.cpu, features=host.features, opt=1, reloc="pic",
+                                                                      codemodel="small", jit=True)
+
+
+def _compile(text: str, host: target.Target) -> bytes:
+    with _lock:
+        machine = _machine(host)
+        try:
+            module = llvm.parse_assembly(f'target triple = "{host.triple}"\n{text}')
+            module.verify()
+        except RuntimeError as e:
+            raise CompileError("LLVM refuses the translation of a kernel", evidence=" ".join(str(e).split())[:300],
+                               remedy="this is a defect of devrt's virtual GPU: please report it") from e
+        options = llvm.create_pipeline_tuning_options(speed_level=1)
+        options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return bytes(machine.emit_object(module))
