@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -21,6 +22,7 @@ from devrt.virtual.faults import Faults
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _NEED = {"read": int(Access.VALID), "write": int(Access.VALID | Access.WRITE), "execute": int(Access.VALID | Access.EXECUTE)}
+_FOREIGN = int(Access.FOREIGN)
 _FEW = 16  # pages up to which a range is walked page by page
 
 
@@ -75,7 +77,7 @@ def pieces(space: AddressSpace, va: int, nbytes: int, access: str) -> list[Piece
             if entry & need != need:
                 space.check(va, entry, access)
             size = min(end - va, PAGE - va % PAGE)
-            _append(found, Piece(va, (entry & ~(PAGE - 1)) + va % PAGE, size, entry & PAGE - 1))
+            _append(found, Piece(va, _place(space, entry) + va % PAGE, size, entry & PAGE - 1))
             va += size
         return found
     for at, entries in _leaves(space, va, end):
@@ -84,7 +86,7 @@ def pieces(space: AddressSpace, va: int, nbytes: int, access: str) -> list[Piece
         bad = np.flatnonzero(entries & np.uint64(need) != need)
         if len(bad):
             space.check(max(va, (at // PAGE + int(bad[0])) * PAGE), int(entries[bad[0]]), access)
-        _runs(found, at, entries, va, end)
+        _runs(found, space, at, entries, va, end)
     return found
 
 
@@ -94,7 +96,7 @@ def mapped(space: AddressSpace, va: int, nbytes: int) -> list[Piece]:
     end = min(va + nbytes, SPAN)
     for at, entries in _leaves(space, va, end):
         if entries is not None:
-            _runs(found, at, entries, va, end)
+            _runs(found, space, at, entries, va, end)
     return [p for p in found if p.flags & Access.VALID]
 
 
@@ -110,14 +112,19 @@ def _leaves(space: AddressSpace, va: int, end: int) -> Iterator[tuple[int, NDArr
         va = (page + count) * PAGE
 
 
-def _runs(found: list[Piece], at: int, entries: NDArray[np.uint64], va: int, end: int) -> None:
+def _place(space: AddressSpace, entry: int) -> int:
+    """Where a page lies: in this process, or, beyond all addresses, in the process that a space is of."""
+    return (entry & ~(PAGE - 1)) + (space.root << 64 if entry & _FOREIGN else 0)
+
+
+def _runs(found: list[Piece], space: AddressSpace, at: int, entries: NDArray[np.uint64], va: int, end: int) -> None:
     """Append the pieces of `entries`, the first of which is that of address `at`, as far as they lie in va..end."""
     first_page = at // PAGE
     cuts = [0, *(np.flatnonzero(np.diff(entries) != PAGE) + 1).tolist(), len(entries)]
     for first, last in itertools.pairwise(cuts):
         start, stop = max(va, (first_page + first) * PAGE), min(end, (first_page + last) * PAGE)
         entry = int(entries[first])
-        host = (entry & ~(PAGE - 1)) + start - (first_page + first) * PAGE
+        host = _place(space, entry) + start - (first_page + first) * PAGE
         _append(found, Piece(start, host, stop - start, entry & PAGE - 1))
 
 
@@ -131,6 +138,14 @@ def _append(found: list[Piece], piece: Piece) -> None:
         found[-1] = Piece(last.va, last.host, last.nbytes + piece.nbytes, last.flags)
     else:
         found.append(piece)
+
+
+def foreign(found: Sequence[Piece]) -> bool:
+    """Whether some of it lies in another process, where only read and write of its AddressSpace reach."""
+    return any(p.flags & _FOREIGN for p in found)
+
+
+_foreign_lock = threading.Lock()
 
 
 class _Ranges:
@@ -179,6 +194,8 @@ class Port:
             self.ledger.cp_read(self.who, found)
         else:
             self.ledger.memory_read(self.who, found)
+        if foreign(found):
+            return self.space.read(va, nbytes)
         return b"".join(bytes(view(p.host, p.nbytes)) for p in found)
 
     def peek(self, va: int, nbytes: int) -> int:
@@ -194,6 +211,9 @@ class Port:
     def write(self, va: int, data: bytes, l2: bool = False) -> None:
         found = pieces(self.space, va, len(data), "write")
         self._record_write(found, l2)
+        if foreign(found):
+            self.space.write(va, data)
+            return
         done = 0
         for p in found:
             view(p.host, p.nbytes)[:] = data[done:done + p.nbytes]
@@ -206,14 +226,24 @@ class Port:
         self.write(va, (value & (1 << 8 * nbytes) - 1).to_bytes(nbytes, "little"), l2)
 
     def atomic(self, va: int, nbytes: int, change: Callable[[int], int], l2: bool = False) -> int:
-        """Replace the number at an address in one step; returns what it was."""
+        """Replace the number at an address in one step; returns what it was. System memory does so itself, past L2."""
         if va % nbytes:
             raise BadCommand(f"{va:#x} is not a multiple of {nbytes}")
         found = pieces(self.space, va, nbytes, "write")
+        l2 = l2 and not found[0].flags & Access.SYSTEM
         if not l2:
             self.ledger.memory_read(self.who, found)
         self._record_write(found, l2)
+        if foreign(found):
+            return self._foreign_atomic(va, nbytes, change)
         return atomics.update(found[0].host, nbytes, change)
+
+    def _foreign_atomic(self, va: int, nbytes: int, change: Callable[[int], int]) -> int:
+        """In one step as far as engines go: no other process lets its memory be locked."""
+        with _foreign_lock:
+            old = int.from_bytes(self.space.read(va, nbytes), "little")
+            self.space.write(va, (change(old) & (1 << 8 * nbytes) - 1).to_bytes(nbytes, "little"))
+        return old
 
     def _record_write(self, found: list[Piece], l2: bool) -> None:
         if l2:

@@ -22,7 +22,7 @@ from devrt.virtual.amd.dispatch import Executor, WaveFault
 from devrt.virtual.amd.engine import M64, BadCommand, Hang, HardwareError, Port, QueueFault, Step, pieces
 from devrt.virtual.amd.ledger import Ledger, VisibilityFault
 from devrt.virtual.amd.machine import GpuModel, Notify
-from devrt.virtual.amd.memory import AddressSpace, MemoryFault
+from devrt.virtual.amd.memory import Access, AddressSpace, MemoryFault
 from devrt.virtual.amd.pm4 import Pm4
 from devrt.virtual.amd.sdma import Sdma
 from devrt.virtual.faults import Faults
@@ -177,9 +177,13 @@ class GpuQueue:
     def _done(self, units: int) -> None:
         self._read += units
         value = self._read % (self._ring_bytes // 4) if self.kind == "pm4" else self._read
-        entry = self.port.space.entry(self._rptr)
+        space = self.port.space
+        entry = space.entry(self._rptr)
+        if entry & Access.FOREIGN:
+            space.write(self._rptr, value.to_bytes(8, "little"))
+            return
         if entry != self._rptr_entry:
-            host = pieces(self.port.space, self._rptr, 8, "write")[0].host
+            host = pieces(space, self._rptr, 8, "write")[0].host
             self._rptr_entry, self._reported = entry, view(host, 8).cast("Q")
         self._reported[0] = value
 

@@ -15,6 +15,8 @@ kept for the 2 MiB blocks of host memory that anything touched since the last fu
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +36,8 @@ _HISTORY = 1024  # writes remembered so that a fault can name its writer
 
 
 class Piece(NamedTuple):
-    """Bytes at GPU address `va` that lie together at `host`. `flags` are the page's, of memory.Access."""
+    """Bytes at GPU address `va` that lie together at `host`. `flags` are the page's, of memory.Access. A FOREIGN page's `host`
+    is a number that no other page has."""
 
     va: int
     host: int
@@ -94,12 +97,12 @@ def _overlap(a: Sequence[Piece], b: Sequence[Piece]) -> int | None:
     if not a or not b:
         return None
     ordered = sorted((p.host, p.host + p.nbytes) for p in b)
-    starts = np.array([s for s, _ in ordered], np.uint64)
-    reach = np.maximum.accumulate(np.array([e for _, e in ordered], np.uint64))
+    starts = [start for start, _ in ordered]
+    reach = list(itertools.accumulate((end for _, end in ordered), max))
     for p in a:
-        n = int(np.searchsorted(starts, np.uint64(p.host + p.nbytes)))
-        if n and int(reach[n - 1]) > p.host:
-            first = min(max(s, p.host) for s, e in ordered[:n] if e > p.host)
+        n = bisect.bisect_left(starts, p.host + p.nbytes)
+        if n and reach[n - 1] > p.host:
+            first = min(max(start, p.host) for start, end in ordered[:n] if end > p.host)
             return p.va + first - p.host
     return None
 

@@ -12,7 +12,7 @@ import numpy as np
 from devrt.amd import sdma
 from devrt.amd.packets import BadPacket, Packet
 from devrt.ioctl.system import view
-from devrt.virtual.amd.engine import COMPARE, BadCommand, Port, Step, atomic_packet, mapped, pieces
+from devrt.virtual.amd.engine import COMPARE, BadCommand, Port, Step, atomic_packet, foreign, mapped, pieces
 from devrt.virtual.amd.ledger import Piece
 
 _CHUNK = 64 << 20  # bytes of a copy after which other queues have their turn
@@ -92,17 +92,17 @@ class Sdma:
             size = min(_CHUNK, nbytes - done)
             read, written = pieces(port.space, src + done, size, "read"), pieces(port.space, dst + done, size, "write")
             port.ledger.memory_read(port.who, read)
-            _move(read, written)
+            if foreign(read) or foreign(written):
+                port.space.write(dst + done, port.space.read(src + done, size))
+            else:
+                _move(read, written)
             port.ledger.memory_write(port.who, written)
             if done + size < nbytes:
                 yield Step.DONE
         if corrupt:
             bit = port.faults.random.randrange(8 * nbytes)
-            self._flip(dst + bit // 8, bit % 8)
-
-    def _flip(self, va: int, bit: int) -> None:
-        host = pieces(self.port.space, va, 1, "write")[0].host
-        view(host, 1)[0] ^= 1 << bit
+            byte = port.space.read(dst + bit // 8, 1)[0]
+            port.space.write(dst + bit // 8, bytes([byte ^ 1 << bit % 8]))
 
     def _write(self, p: Packet) -> None:
         if p["encrypt"] or p["tmz"]:
@@ -122,7 +122,10 @@ class Sdma:
         found = pieces(self.port.space, p["dst"], nbytes, "write")
         value = p["src_data"] & (1 << 8 * unit) - 1
         for piece in found:
-            np.frombuffer(view(piece.host, piece.nbytes), f"<u{unit}")[:] = value
+            if foreign([piece]):
+                self.port.space.write(piece.va, value.to_bytes(unit, "little") * (piece.nbytes // unit))
+            else:
+                np.frombuffer(view(piece.host, piece.nbytes), f"<u{unit}")[:] = value
         self.port.ledger.memory_write(self.port.who, found)
 
     def _fence(self, p: Packet) -> None:

@@ -28,13 +28,13 @@ class Player(Executor):
 
     def __init__(self) -> None:
         super().__init__("gfx1100", LinuxSystem())
-        self.kernels: dict[int, Callable[[Dispatch, AddressSpace], None]] = {}
+        self.plays: dict[int, Callable[[Dispatch, AddressSpace], None]] = {}
         self.seen: list[Dispatch] = []
 
     def run(self, d: Dispatch, space: AddressSpace) -> None:
         self.seen.append(d)
-        if d.entry in self.kernels:
-            self.kernels[d.entry](d, space)
+        if d.entry in self.plays:
+            self.plays[d.entry](d, space)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Rig:
         """The entry of a kernel that plays a function."""
         va = self.memory(PAGE)
         if play:
-            self.player.kernels[va] = play
+            self.player.plays[va] = play
         return va
 
     def queue(self, kind: Kind = "pm4", ring_bytes: int = 4096, rig_space: AddressSpace | None = None) -> Line:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from devrt.amd import pm4
+from devrt.amd import pm4, sdma
 from devrt.amd.registers import pack
 from devrt.virtual.amd.dispatch import WaveFault
 from devrt.virtual.amd.memory import PAGE, Access
+from devrt.virtual.amd.vm import ProcessSpace
 from tests.virtual.amd.rig import SYSTEM, Rig, rig, until
 
 
@@ -402,3 +403,40 @@ def test_read_only_memory_faults_with_its_address(r: Rig) -> None:
     assert "mapped read-only" in r.queue().push(write(va + 64, 1)).fault()
     until(lambda: r.ear.faults)
     assert (r.ear.faults[0].va, r.ear.faults[0].access) == (va + 64, "write")
+
+
+class _Other:
+    """Memory of another process, as devrt.virtual.amd.vm.ForeignMemory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(8 * PAGE)
+
+    def read(self, address: int, nbytes: int) -> bytes:
+        return bytes(self.data[address - PAGE:address - PAGE + nbytes])
+
+    def write(self, address: int, data: bytes) -> None:
+        self.data[address - PAGE:address - PAGE + len(data)] = data
+
+
+def test_memory_of_another_process(r: Rig) -> None:
+    """FOREIGN pages: the ring, its pointers and the data all lie where only read and write reach."""
+    other = _Other()
+    r.space.close()
+    r.space = ProcessSpace(r.system, other)
+    va = 0x5000_0000_0000
+    r.space.map(va, PAGE, 8 * PAGE, SYSTEM | Access.FOREIGN)
+    r.space.any_foreign = True
+    here = r.memory(4 * PAGE)
+    r.space.map(here + PAGE, PAGE, PAGE, SYSTEM | Access.FOREIGN)
+    for kind in ("pm4", "sdma"):
+        q = r.queue(kind)
+        q.queue._ring, q.queue._rptr, q.ring, q.rptr_va = va, va + 7 * PAGE, va, va + 7 * PAGE
+        m = here + PAGE - 4
+        if kind == "pm4":
+            q.push(write(m, 1, 2, 3), pm4.encode("ATOMIC_MEM", 11, atomic=0x0F, address=m + 4, src_data=40)).drain()
+            assert struct.unpack("<3I", r.space.read(m, 12)) == (1, 42, 3) and other.data[:8] == struct.pack("<2I", 42, 3)
+        else:
+            q.push(sdma.encode("CONST_FILL", 11, fillsize=2, dst=m, src_data=7, count=3 * 4 - 4),
+                   sdma.encode("COPY_LINEAR", 11, count=11, src=m, dst=m + 20)).drain()
+            assert struct.unpack("<3I", other.data[16:28]) == (7, 7, 7)
+        q.queue.destroy()
