@@ -114,7 +114,8 @@ class Report:
 
     def __str__(self) -> str:
         from tabulate import tabulate
-        rows = [(row.name, "x".join(map(str, row.shape)) or "1", row.dtype, *_cells(row), row.note) for row in self.rows]
+        rows = [(_printable(row.name), "x".join(map(str, row.shape)) or "1", row.dtype, *_cells(row), row.note)
+                for row in self.rows]
         heads = ("tensor", "shape", "type", "log-L2", "max |a-b|", "at", "cosine", "ulps", "non-finite", "")
         table = tabulate(rows, headers=heads, disable_numparse=True, tablefmt="simple",
                          colalign=("left", "right", "left", *["right"] * 6, "left")) if rows else ""
@@ -124,9 +125,9 @@ class Report:
         off = sum(not row.passed(self.tolerance) for row in self.rows)
         yield f"{_counted(len(self.rows), 'tensor')}, {'all' if not off else f'{off} not'} within 10^{self.tolerance:g}"
         if (first := self.first_divergence) is not None:
-            yield f"first divergence: {first.name} ({first.note or f'log-L2 {_error(first)}'})"
+            yield f"first divergence: {_printable(first.name)} ({first.note or f'log-L2 {_error(first)}'})"
         if (worst := self.worst) is not None and worst.log_l2 > -math.inf:
-            yield f"largest error: {worst.name} (log-L2 {_error(worst)})"
+            yield f"largest error: {_printable(worst.name)} (log-L2 {_error(worst)})"
 
 
 def report(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, tolerance: float = TOLERANCE) -> Report:
@@ -287,6 +288,11 @@ def _cells(row: Row) -> tuple[str, ...]:
         return (_error(row), "0", "", "", "", f"{row.nonfinite[0]}, {row.nonfinite[1]}" if shown else "")
     return (_error(row), f"{row.max_abs:.3g}", str(list(row.at)), "" if math.isnan(row.cosine) else f"{row.cosine:.6f}",
             "" if row.ulps is None else f"{row.ulps:.3g}", f"{row.nonfinite[0]}, {row.nonfinite[1]}" if shown else "")
+
+
+def _printable(name: str) -> str:
+    """A terminal obeys what it is sent, and a file may name its tensors as it likes."""
+    return name if name.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _counted(n: int, noun: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$DEVRT_CACHE, else $XDG_CACHE_HOME/devrt, else ~/.cache/devrt. It may not exist, or not be writable."""
-    if (own := os.environ.get("DEVRT_CACHE")) is not None:
+    """$DEVRT_CACHE, else $XDG_CACHE_HOME/devrt, else ~/.cache/devrt; an empty one counts as unset. It may not exist, or not be
+    writable."""
+    if own := os.environ.get("DEVRT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "devrt"

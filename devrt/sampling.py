@@ -28,6 +28,8 @@ from devrt.functions import (
     where,
 )
 
+COLDEST = 1e-30  # below it the best is taken: quotients would overflow, and no draw differs
+
 
 def sample(logits: Array, /, *, temperature: Scalar = 1.0, top_k: int | None = None, top_p: float | None = None,
            min_p: float | None = None, seed: int = 0, stream: int | Array = 0) -> Array:
@@ -37,13 +39,17 @@ def sample(logits: Array, /, *, temperature: Scalar = 1.0, top_k: int | None = N
     that hold that much probability, then min_p those at least so probable relative to the best. `stream` numbers the draw:
     an integer scalar Array gives another draw at every call of a captured function.
     """
+    if not logits.ndim or not logits.shape[-1]:
+        raise InvalidArgument("sample draws from logits [.., v] with v of 1 or more", evidence=f"shape {list(logits.shape)}")
     w = logits.astype(dt.float32)
-    if not 0 <= float(temperature) < inf:
-        raise InvalidArgument(f"a temperature is at least 0 and finite, not {temperature}")
+    if not 0 <= _number("temperature", temperature) < inf:
+        raise InvalidArgument(f"a temperature is at least 0 and finite, not {temperature}", remedy="0 takes the best")
     for name, value, top in (("top_p", top_p, 1), ("min_p", min_p, 1), ("top_k", top_k, logits.shape[-1])):
-        if value is not None and not 0 < value <= top:
-            raise InvalidArgument(f"{name} lies above 0 and is at most {top}, not {value}")
-    if temperature == 0:
+        if value is not None and not 0 < _number(name, value) <= top:
+            raise InvalidArgument(f"{name} lies above 0 and is at most {top}, not {value}", remedy="leave it out to keep all")
+    if top_k is not None and int(top_k) != top_k:
+        raise InvalidArgument(f"top_k is an integer, not {top_k}", remedy="pass how many to keep")
+    if float(temperature) < COLDEST:
         return argmax(w, axis=-1)
     w = w / float(temperature)
     if top_k is not None and top_k < logits.shape[-1]:
@@ -57,6 +63,15 @@ def sample(logits: Array, /, *, temperature: Scalar = 1.0, top_k: int | None = N
             w = where(e < min_p, -inf, w)
     u = maximum(random_uniform(logits.shape, seed=seed, stream=stream), 2.0**-25)
     return argmax(w - log(-log(u)), axis=-1)
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except InvalidArgument:  # of an Array without a value
+        raise
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"{name} is a number, not {value!r}", remedy="pass a float, or leave it out") from None
 
 
 def ordered_bits(x: Array) -> Array:

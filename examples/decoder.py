@@ -116,7 +116,7 @@ class Decoder:
         wrong = [t for t in prompt if not 0 <= t < self.config.vocab]
         if wrong or not prompt:
             raise devrt.InvalidArgument("a prompt is one token or more of the vocabulary", remedy="use this model's tokenizer",
-                                        evidence=f"{wrong[0]} is not below {self.config.vocab}" if wrong else "it is empty")
+                                        evidence=f"{wrong[0]} is outside 0..{self.config.vocab - 1}" if wrong else "it is empty")
         end = len(prompt) + count
         cache = cache if cache is not None else self.new_cache(context or max(end, SMALLEST_SPAN))
         check_room(end, cache[0][0].shape[0])

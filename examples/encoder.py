@@ -20,7 +20,9 @@ import numpy as np
 import devrt
 from devrt import Array, nn
 from devrt.cli.exit_codes import OK
-from devrt.cli.main import guarded
+from devrt.cli.main import Parser, guarded
+
+MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def positive(text: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     for name, value in (("layers", 12), ("dim", 768), ("heads", 12), ("hidden", 3072)):
         parser.add_argument(f"--{name}", type=positive, default=value, help=f"{value} by default")
     parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8], metavar="B", help="sequences in a batch: 1 8")
@@ -117,6 +119,8 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Make the model, encode a batch of every size asked for, print figures."""
+    if args.layers > MAX_LAYERS:
+        raise devrt.InvalidArgument(f"{args.layers} layers are more than {MAX_LAYERS}", remedy="use fewer")
     c = Config(layers=args.layers, dim=args.dim, heads=args.heads, hidden=args.hidden)
     w = random_weights(c)
     print(f"encoder: {sum(a.size for a in w.values()) / 1e6:.0f}M parameters in float32, {c.layers} layers of {c.dim}, "

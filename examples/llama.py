@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -26,10 +27,16 @@ from decoder import Decoder, Weight, quantise
 
 import devrt
 from devrt.cli.exit_codes import OK
-from devrt.cli.main import guarded
+from devrt.cli.main import Parser, guarded
 
 FLOATS = {"float32": devrt.float32, "float16": devrt.float16, "bfloat16": devrt.bfloat16}
 RANDOM_PROMPT = 64
+SHAPE = ("layers", "dim", "hidden", "heads", "kv_heads", "vocab")
+
+
+def counted(n: int) -> str:
+    """100M, 7.24B."""
+    return next((f"{n / size:.3g}{letter}" for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if n >= size), str(n))
 
 
 def say(text: str, quiet: bool) -> None:
@@ -39,9 +46,9 @@ def say(text: str, quiet: bool) -> None:
 
 
 @contextlib.contextmanager
-def progress(text: str) -> Iterator[None]:
+def progress(text: str, quiet: bool) -> Iterator[None]:
     """Says on a terminal what takes its time, and takes it away again."""
-    shown = sys.stderr.isatty()
+    shown = sys.stderr.isatty() and not quiet
     if shown:
         print(f"\r{text} ..", end="", file=sys.stderr, flush=True)
     try:
@@ -51,13 +58,13 @@ def progress(text: str) -> Iterator[None]:
             print("\r" + " " * (len(text) + 3) + "\r", end="", file=sys.stderr, flush=True)
 
 
-def open_folder(folder: str) -> tuple[Config, dict[str, Weight], dict[str, Any]]:
+def open_folder(folder: str, quiet: bool) -> tuple[Config, dict[str, Weight], dict[str, Any]]:
     """(config, weights, figures of loading): the files are mapped, then read through once."""
     begin = time.perf_counter()
     config, weights = checkpoint.load(folder)
     mapped = time.perf_counter()
     nbytes = sum(w.dtype.nbytes(w.size) for w in weights.values())
-    with progress(f"reading {nbytes / 1e9:.2f} GB"):
+    with progress(f"reading {nbytes / 1e9:.2f} GB", quiet):
         for w in weights.values():
             np.frombuffer(w.storage.buffer.host(), np.uint8)[:w.dtype.nbytes(w.size) // 8 * 8].view(np.uint64).sum()
     read = time.perf_counter()
@@ -65,12 +72,13 @@ def open_folder(folder: str) -> tuple[Config, dict[str, Weight], dict[str, Any]]
                                    "gb_per_s": nbytes / (read - begin) / 1e9}
 
 
-def open_random(config: Config, dtype: devrt.DType, seed: int) -> tuple[Config, dict[str, Weight], dict[str, Any]]:
+def open_random(config: Config, dtype: devrt.DType, seed: int,
+                quiet: bool) -> tuple[Config, dict[str, Weight], dict[str, Any]]:
     """The same from a folder of random weights, which is gone again when this returns."""
     with tempfile.TemporaryDirectory(prefix="devrt-llama-") as folder:
-        with progress(f"making {config.parameters / 1e6:.0f}M random parameters"):
+        with progress(f"making {counted(config.parameters)} random parameters", quiet):
             checkpoint.save(folder, config, checkpoint.random_weights(config, seed, dtype))
-        return open_folder(folder)
+        return open_folder(folder, quiet)
 
 
 def tokenizer(folder: str | None) -> Any:
@@ -107,33 +115,36 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Load, generate, and print; returns the figures."""
     quiet = args.json
     if args.folder is not None:
-        config, weights, load = open_folder(args.folder)
+        config, weights, load = open_folder(args.folder, quiet)
     else:
-        shape = {name: value for name in ("layers", "dim", "hidden", "heads", "kv_heads", "vocab")
+        shape = {name: value for name in SHAPE
                  if (value := getattr(args, name)) is not None}
         width = shape.get("dim", Config.dim)
         config = Config(**(shape | {"head_dim": width // shape.get("heads", Config.heads)}))
-        config, weights, load = open_random(config, FLOATS.get(args.weights, devrt.float32), args.seed)
+        config, weights, load = open_random(config, FLOATS.get(args.weights, devrt.float32), args.seed, quiet)
     for warning in config.warnings:
         print(f"note: {warning}", file=sys.stderr)
+    text = tokenizer(args.folder)
+    prompt = prompt_tokens(args, config, text)
+    if len(prompt) + args.tokens > config.context:
+        print(f"note: {len(prompt)} + {args.tokens} tokens are more than the {config.context} positions the model was made for",
+              file=sys.stderr)
     stored = next(iter(weights.values()))
     assert isinstance(stored, devrt.Array)
     kind = stored.dtype.name
     if args.weights in ("int8", "int4"):
-        with progress(f"quantising to {args.weights}"):
+        with progress(f"quantising to {args.weights}", quiet):
             weights = quantise(weights, 8 if args.weights == "int8" else 4, args.group)  # type: ignore[arg-type]
         kind = args.weights + (f" in groups of {args.group}" if args.group else " by rows")
     elif args.weights is not None and FLOATS[args.weights] is not stored.dtype:
-        with progress(f"converting to {args.weights}"):
+        with progress(f"converting to {args.weights}", quiet):
             weights = {name: w.astype(FLOATS[args.weights]).wait() for name, w in weights.items() if isinstance(w, devrt.Array)}
         kind = args.weights
     model = Decoder(config, weights)
-    say(f"model    {config.parameters / 1e6:.0f}M parameters in {kind}, {config.layers} layers, "
+    say(f"model    {counted(config.parameters)} parameters in {kind}, {config.layers} layers, "
         f"{'random' if args.folder is None else args.folder}, exact tier, {stored.device}", quiet)
     say(f"load     {load['bytes'] / 1e9:.2f} GB mapped in {load['map_s'] * 1e3:.1f} ms and read once in "
         f"{load['read_s'] * 1e3:.0f} ms: {load['gb_per_s']:.1f} GB/s", quiet)
-    text = tokenizer(args.folder)
-    prompt = prompt_tokens(args, config, text)
     figures = generate(model, prompt, args, text)
     return {"parameters": config.parameters, "weights": kind, "load": load, "prompt": len(prompt), **figures}
 
@@ -149,7 +160,10 @@ def generate(model: Decoder, prompt: list[int], args: argparse.Namespace, text: 
     begin = last = time.perf_counter()
     first = compiling = 0.0
     known = 0
-    for token in model.generate(prompt, args.tokens, stop=stop, **sampling):
+    generated = model.generate(prompt, args.tokens, stop=stop, **sampling)
+    with progress(f"compiling, and reading a prompt of {len(prompt)} tokens", args.json):
+        start = next(generated)
+    for token in itertools.chain([start], generated):
         now, shapes = time.perf_counter(), model.shapes
         if not tokens:
             first = now - begin
@@ -179,14 +193,20 @@ def generate(model: Decoder, prompt: list[int], args: argparse.Namespace, text: 
 
 def positive(text: str) -> int:
     """A positive integer."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer; give 1 or more")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """An integer from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give an integer from 0 on")
+    return int(text)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="Without FOLDER the weights are random.")
+    parser = Parser(description=__doc__.splitlines()[0], epilog="Without FOLDER the weights are random.")
     parser.add_argument("folder", nargs="?", metavar="FOLDER", help="config.json, *.safetensors and perhaps tokenizer.json")
     parser.add_argument("--prompt", help="text, or token numbers where there is no tokenizer")
     parser.add_argument("--prompt-tokens", type=positive, default=RANDOM_PROMPT, metavar="N", help="length of a made-up prompt")
@@ -194,15 +214,19 @@ def main() -> int:
     parser.add_argument("--weights", choices=[*FLOATS, "int8", "int4"], help="convert or quantise the weights to this type")
     parser.add_argument("--group", type=positive, help="scales of int8 and int4 for so many columns, not for whole rows")
     parser.add_argument("--temperature", type=float, help="above 0 draws from the distribution")
-    parser.add_argument("--top-k", type=positive)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--min-p", type=float)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--top-k", type=positive, metavar="N", help="draw from the N most probable tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the fewest tokens that hold this probability")
+    parser.add_argument("--min-p", type=float, metavar="P", help="draw from tokens this probable relative to the best")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of random weights and draws; 0 by default")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
-    parser.add_argument("--json", action="store_true")
-    for name in ("layers", "dim", "hidden", "heads", "kv-heads", "vocab"):
-        parser.add_argument(f"--{name}", type=positive, metavar="N", help="shape of the random model")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    for name in SHAPE:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=positive, metavar="N", help="shape of the random model")
     args = parser.parse_args()
+    if args.folder is not None and any(getattr(args, name) is not None for name in SHAPE):
+        parser.error("a FOLDER has its own shape: --layers, --dim and the like are for random weights")
+    if args.group is not None and args.weights not in ("int8", "int4"):
+        parser.error("--group is for --weights int8 or int4")
 
     def command() -> int:
         figures = run(args)

@@ -20,9 +20,10 @@ import numpy as np
 import devrt
 from devrt import Array, nn
 from devrt.cli.exit_codes import OK
-from devrt.cli.main import guarded
+from devrt.cli.main import Parser, guarded
 
 EMPTY = -1e30  # the exponent of an empty sum: exp(EMPTY - x) is 0, and EMPTY - EMPTY is not NaN as with -inf
+MAX_LAYERS = 10_000
 CHUNK = 64  # tokens of a prompt that go through the layers together
 PIECE = 16  # tokens whose WKV sums are written out: PIECE exponentials a token and channel, so no more than pays
 
@@ -197,7 +198,7 @@ def positive(text: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     for name, value in (("layers", 12), ("dim", 768), ("tokens", 64), ("prompt", 64)):
         parser.add_argument(f"--{name}", type=positive, default=value, help=f"{value} by default")
     args = parser.parse_args()
@@ -206,6 +207,8 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Make the model, read a prompt, generate, print figures."""
+    if args.layers > MAX_LAYERS:
+        raise devrt.InvalidArgument(f"{args.layers} layers are more than {MAX_LAYERS}", remedy="use fewer")
     c = Config(layers=args.layers, dim=args.dim, hidden=4 * args.dim)
     w = random_weights(c)
     print(f"RWKV-4: {sum(a.size for a in w.values()) / 1e6:.0f}M float32 parameters, {c.layers} x {c.dim}, random, exact tier")

@@ -269,3 +269,9 @@ def test_a_report_compares_what_numpy_says_of_the_types() -> None:
         a, b = check(d).astype(np.float64), check(dt.float32).astype(np.float64)
         assert row.log_l2 == (-math.inf if (a == b).all() else pytest.approx(
             math.log10(np.linalg.norm(a - b) / np.linalg.norm(b))))
+
+
+def test_names_do_not_reach_the_terminal_as_commands() -> None:
+    name = "a\x1b[31m"
+    text = str(compare.report({name: np.ones(3)}, {name: np.zeros(3)}))
+    assert "a?[31m" in text and "\x1b" not in text

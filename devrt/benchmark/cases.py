@@ -23,6 +23,7 @@ from devrt.scheduler.simplify import resolve
 
 nn = devrt.nn
 REPLAYED = 1000  # kernels in one list
+Formula = Callable[..., Array | tuple[Array, ...]]
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,16 @@ def _quantised(n: int, k: int, bits: int) -> Callable[[Device], Run]:
 def operations(quick: bool) -> Iterator[Case]:
     rows, wide, depth, vocabulary = (64, 1024, 2048, 8000) if quick else (512, 5504, 2048, 32000)
 
-    def row(name: str, formula: Callable[..., Array], *shapes: tuple[int, ...], nbytes: float) -> Case:
+    def row(name: str, formula: Formula, *shapes: tuple[int, ...], nbytes: float) -> Case:
         return Case("op", name, _work(formula, *shapes), nbytes=nbytes)
     yield row(f"softmax {rows}x{vocabulary}", nn.softmax, (rows, vocabulary), nbytes=8.0 * rows * vocabulary)
     yield row(f"rms_norm {rows}x{depth}", nn.rms_norm, (rows, depth), (depth,), nbytes=8.0 * rows * depth)
+    yield row(f"rms_norm backward {rows}x{depth}", nn.rms_norm_backward, (rows, depth), (rows, depth), (depth,),
+              nbytes=12.0 * rows * depth)
     yield row(f"layer_norm {rows}x{depth}", nn.layer_norm, (rows, depth), (depth,), (depth,), nbytes=8.0 * rows * depth)
     yield row(f"gelu {rows}x{wide}", lambda x: nn.gelu(x), (rows, wide), nbytes=8.0 * rows * wide)
     yield row(f"gelu tanh {rows}x{wide}", lambda x: nn.gelu(x, approximate="tanh"), (rows, wide), nbytes=8.0 * rows * wide)
+    yield row(f"squared_relu {rows}x{wide}", nn.squared_relu, (rows, wide), nbytes=8.0 * rows * wide)
     yield row(f"swiglu {rows}x{wide}", nn.swiglu, (rows, wide), (rows, wide), nbytes=12.0 * rows * wide)
     heads, tokens, head = (4, 128, 64) if quick else (16, 512, 128)
     yield row(f"rope {heads}x{tokens}x{head}", nn.rope, (heads, tokens, head), (tokens, head // 2), (tokens, head // 2),
@@ -184,15 +188,63 @@ def operations(quick: bool) -> Iterator[Case]:
     yield Case("op", f"attention causal {heads}x{tokens}x{head}",
                _work(lambda q, k, v: nn.attention(q, k, v, causal=True), qkv, qkv, qkv),
                2.0 * heads * tokens * tokens * head, 16.0 * heads * tokens * head)
+    kv = (heads // 4, tokens, head)
+    yield Case("op", f"attention grouped {heads}/{heads // 4}x{tokens}x{head}",
+               _work(lambda q, k, v: nn.attention(q, k, v, causal=True), qkv, kv, kv),
+               2.0 * heads * tokens * tokens * head, 10.0 * heads * tokens * head)
+    window = tokens // 4
+    seen = window * (tokens - window) + window * window / 2  # pairs of a query and a key
+    yield Case("op", f"attention window {window} {heads}x{tokens}x{head}",
+               _work(lambda q, k, v: nn.attention(q, k, v, causal=True, window=window), qkv, qkv, qkv),
+               4.0 * heads * seen * head, 16.0 * heads * tokens * head)
     past = 512 if quick else 2048
     yield Case("op", f"attention decode {heads}x{past}x{head}",
                _work(nn.attention, (heads, 1, head), (heads, past, head), (heads, past, head)),
                4.0 * heads * past * head, 8.0 * heads * past * head)
     yield Case("op", f"cross_entropy {rows}x{vocabulary}", _labelled(nn.cross_entropy, (rows, vocabulary), rows, vocabulary),
                nbytes=4.0 * rows * vocabulary)
+    chunks = 4
+    yield Case("op", f"cross_entropy in {chunks} chunks {rows}x{vocabulary}",
+               _labelled(lambda x, labels: nn.cross_entropy(x, labels, chunks=chunks), (rows, vocabulary), rows, vocabulary),
+               nbytes=4.0 * rows * vocabulary)
+    yield row(f"soft_cap {rows}x{vocabulary}", lambda x: nn.soft_cap(x), (rows, vocabulary), nbytes=8.0 * rows * vocabulary)
+    yield Case("op", f"lm_head {vocabulary}x{depth}", _work(nn.linear, (1, depth), (vocabulary, depth)),
+               2.0 * vocabulary * depth, 4.0 * (vocabulary * depth + vocabulary + depth))
     yield Case("op", f"embedding {vocabulary}x{depth}", _labelled(nn.embedding, (vocabulary, depth), rows, vocabulary),
                nbytes=8.0 * rows * depth)
     yield row(f"sample 8x{vocabulary}", lambda x: nn.sample(x, seed=1), (8, vocabulary), nbytes=32.0 * vocabulary)
+
+
+    yield from _rwkv(256 if quick else 768)
+
+
+def _rwkv(dim: int) -> Iterator[Case]:
+    """RWKV-4's two halves of a layer for one token: what mixes, four or three products, and what comes out."""
+    v, square, up, down = (dim,), (dim, dim), (4 * dim, dim), (dim, 4 * dim)
+
+    def mixed(x: Array, before: Array, mix: Array) -> Array:
+        return x * mix + before * (1 - mix)
+
+    def time_mix(x: Array, before: Array, mix: Array, w: Array, u: Array, numerator: Array, denominator: Array, exponent: Array,
+                 r: Array, k: Array, value: Array, out: Array) -> tuple[Array, ...]:
+        h = mixed(x, before, mix)
+        key, new, gate = (nn.linear(h, m) for m in (k, value, r))
+        decay = -devrt.exp(w)
+        top = devrt.maximum(exponent, u + key)
+        old, now = devrt.exp(exponent - top), devrt.exp(u + key - top)
+        mean = (old * numerator + now * new) / (old * denominator + now)
+        top = devrt.maximum(exponent + decay, key)
+        old, now = devrt.exp(exponent + decay - top), devrt.exp(key - top)
+        return nn.linear(devrt.sigmoid(gate) * mean, out), old * numerator + now * new, old * denominator + now, top
+
+    def channel_mix(x: Array, before: Array, mix: Array, r: Array, k: Array, value: Array) -> Array:
+        h = mixed(x, before, mix)
+        out: Array = devrt.sigmoid(nn.linear(h, r)) * nn.linear(nn.squared_relu(nn.linear(h, k)), value)
+        return out
+    yield Case("op", f"rwkv time mix {dim}", _work(time_mix, *[v] * 8, *[square] * 4), 8.0 * dim * dim,
+               4.0 * (4 * dim * dim + 12 * dim))
+    yield Case("op", f"rwkv channel mix {dim}", _work(channel_mix, *[v] * 3, square, up, down), 18.0 * dim * dim,
+               4.0 * (9 * dim * dim + 4 * dim))
 
 
 def _labelled(formula: Callable[[Array, Array], Array], shape: tuple[int, ...], count: int,
@@ -212,16 +264,22 @@ def _normal(device: Device, shape: tuple[int, ...], dtype: DType = devrt.float32
     return x.astype(dtype).wait()
 
 
-def _work(formula: Callable[..., Array], *shapes: tuple[int, ...], dtype: DType = devrt.float32) -> Callable[[Device], Run]:
+def _work(formula: Formula, *shapes: tuple[int, ...], dtype: DType = devrt.float32) -> Callable[[Device], Run]:
     """The captured formula of arrays of these shapes; the formula may take fewer."""
     def build(device: Device) -> Run:
         return _run(formula, *(_normal(device, s, dtype) for s in shapes))
     return build
 
 
-def _run(formula: Callable[..., Array], *inputs: Array) -> Run:
+def _run(formula: Formula, *inputs: Array) -> Run:
     step = devrt.capture(formula)
-    return lambda: step(*inputs).wait()
+
+    def call() -> object:
+        made = step(*inputs)
+        for a in made if isinstance(made, tuple) else (made,):
+            a.wait()
+        return made
+    return call
 
 
 def _bound(device: Device, formula: Callable[..., Array], *inputs: Array) -> run.Bound:

@@ -22,6 +22,7 @@ from devrt.benchmark.cases import Case, cases
 from devrt.benchmark.measure import Measurement, duration, measure, rate
 from devrt.benchmark.roofline import draw
 from devrt.device import Device, InvalidArgument, Properties, Unsupported
+from devrt.ioctl.errors import reported_as
 
 SECONDS, QUICK_SECONDS = 0.5, 0.08
 
@@ -50,7 +51,10 @@ class Record:
 def run_bench(args: argparse.Namespace) -> int:
     """The command line's entry: args.quick, json, plot, device, filter. Returns the exit code."""
     device = registry.open(args.device)
-    records, skipped = run_cases(device, args.quick, args.filter or (), _progress)
+    if args.plot is not None:
+        with reported_as(f"{args.plot} can't be written", remedy="name a file in a folder you may write to"):
+            Path(args.plot).write_text("")  # before minutes of measuring, not after them
+    records, skipped = run_cases(device, args.quick, args.filter or (), _silent if args.json else _progress)
     if args.json:
         print(json.dumps(report(device, records, skipped), indent=1))
     else:
@@ -58,18 +62,21 @@ def run_bench(args: argparse.Namespace) -> int:
         print(table(records))
         for name, why in skipped:
             print(f"not measured: {name}: {why}")
-    if args.plot:
-        Path(args.plot).write_text(plot(device.properties, records))
+    if args.plot is not None:
+        with reported_as(f"{args.plot} can't be written", remedy="name a file on a disk with room"):
+            Path(args.plot).write_text(plot(device.properties, records))
+        print(f"roofline drawn to {args.plot}", file=sys.stderr)
     return 0
 
 
 def run_cases(device: Device, quick: bool, filters: Sequence[str],
               progress: Callable[[int, int, str], None]) -> tuple[list[Record], list[tuple[str, str]]]:
     """(records, (title, reason) of what the device can't do) for the cases whose title contains one of `filters`."""
-    wanted = [c for c in cases(quick) if not filters or any(f in c.title for f in filters)]
+    groups = {c.group for c in cases(quick)}  # "op" is a group, and not a part of "copy"
+    wanted = [c for c in cases(quick) if not filters or any(f == c.group if f in groups else f in c.title for f in filters)]
     if not wanted:
         raise InvalidArgument(f"no benchmark is called {' or '.join(filters)}",
-                              remedy=f"name a part of a title: {', '.join(sorted({c.group for c in cases(quick)}))}, ..")
+                              remedy=f"name a part of a title: {', '.join(sorted(groups))}, ..")
     p = device.calibrate(fresh=True)  # the limits of this machine as it is now
     records: list[Record] = []
     skipped: list[tuple[str, str]] = []
@@ -119,8 +126,11 @@ def table(records: Sequence[Record]) -> str:
                      "" if r.share is None else f"{r.share:.0%} of {r.bound}"])
     text = tabulate(rows, ["", "work", "median", "fastest", "spread", "FLOP/s", "bytes/s", "of the limit"],
                     tablefmt="simple", disable_numparse=True, colalign=("left", "left", *["right"] * 6))
-    disturbed = any(r.measurement.disturbed for r in records)
-    return text + ("\n* too few samples were undisturbed: other programs took cores" if disturbed else "")
+    if any(r.measurement.disturbed for r in records):
+        text += "\n* too few samples were undisturbed: other programs took cores"
+    if any(r.share is not None and r.share > 1.05 for r in records):
+        text += "\nabove 100% of memory: a copy of large arrays sets the limit; caches and work that mostly reads are faster"
+    return text
 
 
 def report(device: Device, records: Sequence[Record], skipped: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -137,6 +147,10 @@ def plot(p: Properties, records: Sequence[Record]) -> str:
     """The roofline of the records that have FLOPs."""
     points = [(f"{r.group} {r.name}", r.flops / r.nbytes, r.flops_per_s) for r in records if r.flops and r.nbytes]
     return draw(p.name, p.peak_f32_flops_per_s, p.memory_bytes_per_s, points)
+
+
+def _silent(done: int, total: int, title: str) -> None:
+    pass
 
 
 def _progress(done: int, total: int, title: str) -> None:

@@ -8,7 +8,7 @@ from html import escape
 
 from devrt.benchmark.measure import rate
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 980, 560, 100, 260, 50, 60
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1100, 560, 100, 380, 50, 60
 COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#7b5ea7", "#b8860b", "#3d5a80")
 
 Point = tuple[str, float, float]  # name, FLOPs a byte, FLOPs a second
@@ -19,8 +19,9 @@ def draw(title: str, flops_per_s: float, bytes_per_s: float, points: Sequence[Po
     ridge = flops_per_s / bytes_per_s if flops_per_s and bytes_per_s else 1.0
     x = _Scale([ridge / 4, ridge * 4, *(p[1] for p in points)], LEFT, WIDTH - RIGHT)
     y = _Scale([flops_per_s or 1e9, (flops_per_s or 1e9) / 100, *(p[2] for p in points)], HEIGHT - BOTTOM, TOP)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
-           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+    height = max(HEIGHT, TOP + 30 + 16 * len(points))  # the legend may be longer than the frame
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">',
+           f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
            f'<text x="{LEFT}" y="28" font-size="16">{escape(title)}</text>']
     for v in x.decades():
         out += [_line(x(v), TOP, x(v), HEIGHT - BOTTOM, "#ddd"), _text(x(v), HEIGHT - BOTTOM + 18, f"{v:g}", "middle")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import NoReturn
 import devrt
 from devrt.cli.exit_codes import BUG, FAILED, INTERRUPTED, OK, USAGE
 from devrt.cli.paint import paint
-from devrt.device import DevrtError
+from devrt.device import DevrtError, OutOfMemory
 
 EXIT_CODES = """exit codes:
   0  done, nothing is wrong
@@ -29,6 +30,7 @@ COMMANDS = {
     "bench": "devrt.benchmark.main:run_bench",
     "explain": "devrt.scheduler.explain:run_explain",
     "compare": "devrt.compare:run_compare",
+    "virtual": "devrt.cli.virtual:run_virtual",
 }
 SUMMARIES = {
     "doctor": "check this machine: drivers, permissions, links, logs; say what mends it",
@@ -36,7 +38,9 @@ SUMMARIES = {
     "bench": "measure devrt on this machine",
     "explain": "show what an expression becomes: kernels, bytes, FLOPs, time",
     "compare": "two safetensors files tensor by tensor: where a port departs from its reference",
+    "virtual": "virtual GPUs: list them, or run somebody else's program on one",
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing to a file may meet that is nobody's mistake
 EXAMPLES = (
     ("devrt doctor", "is this machine ready?"),
     ("devrt bench --quick", "how fast is it? under a minute"),
@@ -44,21 +48,24 @@ EXAMPLES = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what it does not understand in one sentence, with a remedy."""
+
     def error(self, message: str) -> NoReturn:
         _complain(message, f"see `{self.prog} --help`")
         raise SystemExit(USAGE)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = _Parser(prog="devrt", description="ML kernels on any GPU with nothing of the vendor's user space.", epilog=EXIT_CODES,
+    top = Parser(prog="devrt", description="ML kernels on any GPU with nothing of the vendor's user space.", epilog=EXIT_CODES,
                   formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="version", version=f"devrt {devrt.__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     def add(name: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=SUMMARIES[name], description=f"{SUMMARIES[name].capitalize()}.",
-                                      epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        said = SUMMARIES[name]
+        command = commands.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}.", epilog=EXIT_CODES,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("--json", action="store_true", help="print JSON for programs")
         return command
 
@@ -81,6 +88,13 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("theirs", metavar="THEIRS", help="the reference, a safetensors file with the same names")
     compare.add_argument("--tolerance", type=float, default=-4.0, metavar="LOG_L2",
                          help="log10 of the relative L2 error that counts as agreement; default: -4")
+    actions = add("virtual").add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="the kinds of machine there are").add_argument(
+        "--json", action="store_true", help="print JSON for programs")
+    execute = actions.add_parser("exec", help="run a program against a virtual machine; exits with the program's code")
+    execute.add_argument("--trace", action="store_true", help="print what the program asks of the devices, on stderr")
+    execute.add_argument("topology", metavar="TOPOLOGY", help="a machine, e.g. amd/gfx1100, amd/2xgfx1100?hang@2")
+    execute.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM", help="the program and its arguments")
     return top
 
 
@@ -102,7 +116,8 @@ def guarded(command: Callable[[], int]) -> int:
     """Run the body of a command: whatever it raises is a sentence on stderr with a remedy, and an exit code."""
     try:
         code = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed: `devrt doctor >&-`
+            sys.stdout.flush()
         return code
     except DevrtError as error:
         _complain(error.what + (f" ({error.evidence})" if error.evidence else ""), error.remedy)
@@ -110,15 +125,33 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader went away (`devrt doctor | head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away (`devrt doctor | head`).
+        _drop_output()
         return OK
+    except MemoryError as error:
+        _complain(f"there is not enough memory{f' ({error})' if str(error) else ''}", OutOfMemory.advice)
+        return FAILED
+    except OSError as error:
+        if error.errno not in FULL:
+            return _bug(error)
+        _drop_output()
+        _complain(f"the output can't be written ({error.strerror})", "make room there, or write it somewhere else")
+        return FAILED
     except Exception as error:  # the last line of defence: a user gets a sentence, a developer the traceback
-        if os.environ.get("DEVRT_TRACEBACK"):
-            traceback.print_exc()
-        _complain(f"this is a bug in devrt: {type(error).__name__}: {error}",
-                  "report it with what you ran; DEVRT_TRACEBACK=1 shows where it happened")
-        return BUG
+        return _bug(error)
+
+
+def _bug(error: Exception) -> int:
+    if os.environ.get("DEVRT_TRACEBACK"):
+        traceback.print_exc()
+    _complain(f"this is a bug in devrt: {type(error).__name__}: {error}",
+              "report it with what you ran; DEVRT_TRACEBACK=1 shows where it happened")
+    return BUG
+
+
+def _drop_output() -> None:
+    """What is left goes nowhere, or Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def overview() -> str:

@@ -161,7 +161,7 @@ def update_rows(x: Array, rows: Array, start: Array | int, /) -> Array:
 
     In a captured function that was given x to keep (capture(donate=...)) only these rows are written, where x lies.
     """
-    at = asarray(start)
+    x, rows, at = asarray(x), asarray(rows), asarray(start)
     if x.ndim == 0 or rows.shape[1:] != x.shape[1:] or rows.ndim != x.ndim or rows.shape[0] > x.shape[0]:
         raise InvalidArgument("update_rows puts rows [t, ..] into x [n, ..] with t <= n",
                               evidence=f"x {list(x.shape)}, rows {list(rows.shape)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import operator
 from collections.abc import Sequence
 
 from devrt.array import Array, broadcast
@@ -59,7 +60,11 @@ def random_bits(shape: int | Sequence[int], *, seed: int, stream: int | Array = 
 def _word(x: int | Array) -> Array:
     """The low 32 bits of an integer, as uint32."""
     if not isinstance(x, Array):
-        return full((), x & 0xFFFFFFFF, dtype=dt.uint32)
+        try:
+            word = operator.index(x) & 0xFFFFFFFF
+        except TypeError:
+            raise InvalidArgument(f"a seed is an integer, and so is a stream, not {x!r}", remedy="pass an int") from None
+        return full((), word, dtype=dt.uint32)
     if x.shape != () or not x.dtype.is_int:
         raise InvalidArgument("a random stream is an integer or an integer scalar", evidence=f"{x.dtype}{list(x.shape)}")
     return bitwise_and(x.astype(dt.int64), 0xFFFFFFFF).astype(dt.uint32)

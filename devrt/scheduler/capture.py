@@ -17,6 +17,7 @@ first.
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ class Formal:
         raise InvalidArgument("a value was asked for while its function is being captured",
                               remedy="return it from the function, or compute it outside")
 
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.nbytes(math.prod(self.shape))
+
     ready = 0
 
 
@@ -61,7 +66,15 @@ class Captured(Generic[P, R]):
         self.function = function
         self.recordings: dict[Any, Recording] = {}
         self._lock = threading.Lock()
-        names = list(inspect.signature(function).parameters) if donate else []
+        if not callable(function):
+            raise InvalidArgument(f"capture takes a function, not {function!r}", remedy="for example capture(lambda x: x + 1)")
+        if isinstance(donate, str):
+            raise InvalidArgument(f"donate is a sequence of names, not {donate!r}", remedy=f"donate=({donate!r},)")
+        try:
+            names = list(inspect.signature(function).parameters) if donate else []
+        except ValueError:
+            raise InvalidArgument("this function does not tell the names of its parameters, so none can be donated",
+                                  remedy="wrap it: lambda cache, x: function(cache, x)") from None
         unknown = [n for n in donate if n not in names]
         if unknown:
             raise InvalidArgument(f"the function has no parameter {unknown[0]!r} to donate", evidence=f"it takes {names}")

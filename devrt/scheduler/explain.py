@@ -11,6 +11,7 @@ from typing import Any
 from devrt.array import Array
 from devrt.compiler.ops import Op
 from devrt.device import DevrtError, InvalidArgument
+from devrt.ioctl.errors import reported_as
 from devrt.scheduler import draw, run
 from devrt.scheduler.capture import Captured
 from devrt.scheduler.plan import schedule
@@ -75,6 +76,9 @@ def run_explain(args: Any) -> int:
     if not isinstance(value, Array):
         raise InvalidArgument(f"this expression gives no Array but {type(value).__name__}",
                               remedy="for example: devrt explain 'softmax(randn(512, 32000))'")
+    if args.graph is not None:
+        with reported_as(f"{args.graph} can't be written", remedy="name a file in a folder you may write to"):
+            Path(args.graph).write_text("")
     report = explain(value, graph=args.graph)
     if args.json:
         print(json.dumps(report.json(), indent=2))

@@ -76,3 +76,23 @@ def test_the_best_and_the_forbidden() -> None:
 def test_what_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(devrt.InvalidArgument):
         nn.sample(devrt.zeros(9), **bad)
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-38, 1e-45, 1e-300])
+def test_the_coldest_draw_is_the_best(temperature: float) -> None:
+    logits = devrt.asarray([[5.0, 10.0, 9.0], [-3.0, -4.0, -2.0]])
+    for more in ({}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.5}):
+        assert nn.sample(logits, temperature=temperature, **more).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("bad", [{"temperature": "hot"}, {"temperature": None}, {"top_k": 1.5}, {"top_k": "2"}, {"top_p": "x"},
+                                 {"seed": 1.5}, {"stream": "x"}])
+def test_what_is_no_number_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(devrt.InvalidArgument):
+        nn.sample(devrt.asarray([[1.0, 2.0, 3.0]]), **bad)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0)])
+def test_logits_of_nothing_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(devrt.InvalidArgument, match="v of 1 or more"):
+        nn.sample(devrt.zeros(shape))

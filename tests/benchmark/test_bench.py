@@ -9,7 +9,8 @@ import pytest
 
 import devrt
 from devrt.benchmark.cases import Case, cases
-from devrt.benchmark.main import judge, run_bench, run_cases, table
+from devrt.benchmark.main import Record, judge, run_bench, run_cases, table
+from devrt.benchmark.measure import Sample, summarise
 from devrt.benchmark.roofline import draw
 from devrt.device import Properties, Unsupported
 
@@ -80,3 +81,28 @@ def test_the_roofline_holds_every_point_inside_its_frame():
 
 def test_a_roofline_without_limits_has_no_roof():
     assert "polyline" not in draw("unknown", 0.0, 0.0, [("x", 1.0, 1e9)])
+
+
+def test_the_operations_of_language_models_are_all_there():
+    names = [c.name for c in cases(quick=True) if c.group == "op"]
+    for wanted in ("softmax", "rms_norm 64", "rms_norm backward", "layer_norm", "gelu 64", "gelu tanh", "squared_relu", "swiglu",
+                   "rope", "attention causal", "attention grouped", "attention window", "attention decode", "cross_entropy 64",
+                   "cross_entropy in", "soft_cap", "lm_head", "embedding", "sample", "rwkv time mix", "rwkv channel mix"):
+        assert any(n.startswith(wanted) for n in names), wanted
+
+
+def test_a_group_is_chosen_whole():
+    records, _ = run_cases(devrt.open("cpu"), True, ["copy"], lambda *_: None)
+    assert {r.group for r in records} == {"copy"}
+
+
+def test_the_legend_of_many_points_is_inside_the_picture():
+    root = ET.fromstring(draw("many", 100e9, 10e9, [(f"name {n}", 1.0 + n, 1e9) for n in range(60)]))
+    height = float(root.get("viewBox").split()[3])
+    assert max(float(e.get("y")) for e in root.iter() if e.tag.endswith("text")) < height
+
+
+def test_shares_above_the_limit_are_explained():
+    m = summarise([Sample(1.0, False)])
+    record = Record("copy", "fast", 0.0, 1.0, m, 1.5, "memory")
+    assert "above 100%" in table([record]) and "above 100%" not in table([dataclasses.replace(record, share=0.9)])

@@ -17,6 +17,7 @@ from devrt.cli import main as cli
 from devrt.cli.exit_codes import BUG, FAILED, FINDINGS, INTERRUPTED, OK, USAGE
 from devrt.device import OutOfMemory
 from devrt.ioctl.machine import MachineSystem
+from devrt.paths import cache_folder
 
 COMMANDS = tuple(cli.COMMANDS)
 PROCESSOR = {"files": {"/proc/cpuinfo": "processor\t: 0\nmodel name\t: Test\nflags\t\t: avx2 fma\n"}}
@@ -221,3 +222,45 @@ def test_explain_reports_json(capsys: pytest.CaptureFixture[str]) -> None:
     json.loads(capsys.readouterr().out)
     assert cli.main(["explain", "softmax("]) == FAILED
     assert "can't be evaluated" in one_sentence_and_remedy(capsys.readouterr().err)[0]
+
+
+@pytest.mark.parametrize("arguments", [("devices",), ("devices", "--json"), ("doctor", "--no-devices")])
+def test_a_full_disk_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-m", "devrt.cli.main", *arguments], stdout=full, stderr=subprocess.PIPE,
+                               text=True, timeout=60)
+    what, _ = one_sentence_and_remedy(ended.stderr)
+    assert ended.returncode in (FAILED, FINDINGS) and "can't be written" in what
+
+
+def test_a_closed_output_is_no_bug() -> None:
+    ended = subprocess.run(f"{sys.executable} -m devrt.cli.main devices >&-", shell=True, capture_output=True, text=True,
+                           timeout=60)
+    assert ended.returncode == OK and not ended.stderr
+
+
+def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(monkeypatch, MemoryError("Unable to allocate 9 TiB"))
+    assert cli.main(["devices"]) == FAILED
+    assert "Unable to allocate 9 TiB" in one_sentence_and_remedy(capsys.readouterr().err)[0]
+
+
+@pytest.mark.parametrize("line", ["bench launch --plot {}", "explain relu(randn(4)) --graph {}"])
+def test_a_picture_that_has_no_place(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said before anything is measured."""
+    assert cli.main(line.format(tmp_path / "nowhere" / "x.svg").split()) == FAILED
+    captured = capsys.readouterr()
+    assert "can't be written" in one_sentence_and_remedy(captured.err)[0] and not captured.out
+
+
+def test_help_keeps_capitals(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, word in (("devices", "URIs"), ("explain", "FLOPs")):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        assert word in capsys.readouterr().out
+
+
+def test_an_empty_cache_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEVRT_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/devrt")

@@ -241,10 +241,12 @@ def test_eos_that_is_pad_is_noted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("args", [("--tokens", "0"), ("--prompt", "hello"), ("--prompt", "1 900"), ("--temperature", "-1"),
                                   ("--heads", "7"), ("--top-p", "2", "--temperature", "1"),
-                                  ("--weights", "int4", "--group", "7")])
+                                  ("--weights", "int4", "--group", "7"), ("--group", "4"), ("--seed", "-1"),
+                                  ("--temperature", "1", "--top-k", "1000"), ("--temperature", "nan"), ("--prompt", "-1")])
 def test_bad_arguments_are_one_sentence(args: tuple[str, ...]) -> None:
     done = call(*TINY, "--tokens", "3", *args)
-    assert done.returncode in (2, 3) and "Traceback" not in done.stderr and done.stderr
+    first, second = done.stderr.splitlines()
+    assert done.returncode in (2, 3) and first.startswith("devrt: ") and second.startswith("  try: ")
 
 
 def test_nn_has_what_the_decoder_needs() -> None:
@@ -253,3 +255,15 @@ def test_nn_has_what_the_decoder_needs() -> None:
     with pytest.raises(devrt.InvalidArgument):
         nn.rope_tables(devrt.arange(3), 4, frequencies=devrt.ones(3))
     assert sin.shape == (3, 2)
+
+
+def test_more_tokens_than_the_model_was_made_for_are_noted(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, SMALL, checkpoint.random_weights(SMALL))
+    done = call(str(tmp_path), "--prompt", "1 2", "--tokens", str(SMALL.context), "--json")
+    assert done.returncode == 0 and f"the {SMALL.context} positions" in done.stderr
+    json.loads(done.stdout)
+
+
+def test_the_shape_of_a_folder_is_not_an_option(tmp_path: Path) -> None:
+    done = call(str(tmp_path), "--layers", "2")
+    assert done.returncode == 2 and "a FOLDER has its own shape" in done.stderr

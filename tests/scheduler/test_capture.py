@@ -196,3 +196,26 @@ def test_update_rows_refuses_what_does_not_fit() -> None:
         with pytest.raises(devrt.InvalidArgument):
             devrt.update_rows(x, rows, start)  # type: ignore[arg-type]
     assert devrt.update_rows(x, f32(0, 3), 2) is x
+
+
+def test_what_cannot_be_captured_or_donated_so() -> None:
+    with pytest.raises(devrt.InvalidArgument, match="capture takes a function"):
+        devrt.capture(3)  # type: ignore[arg-type]
+    with pytest.raises(devrt.InvalidArgument, match="sequence of names"):
+        devrt.capture(lambda cache: cache, donate="cache")
+    with pytest.raises(devrt.InvalidArgument, match="names of its parameters"):
+        devrt.capture(max, donate=("x",))
+
+
+@pytest.mark.parametrize("ask", [lambda x: x.numpy(), lambda x: x.tolist(), lambda x: bool(x.sum() > 0), repr])
+def test_a_value_of_an_argument_is_not_there_while_capturing(ask: Any) -> None:
+    def function(x: devrt.Array) -> devrt.Array:
+        ask(x)
+        return x
+    with pytest.raises(devrt.InvalidArgument, match="being captured"):
+        devrt.capture(function)(devrt.asarray([1.0, 2.0]))
+
+
+def test_update_rows_takes_numpy_rows() -> None:
+    x, rows = np.zeros((4, 2), np.float32), np.ones((1, 2), np.float32)
+    assert devrt.update_rows(devrt.asarray(x), rows, 2).tolist() == [[0, 0], [0, 0], [1, 1], [0, 0]]
