@@ -142,7 +142,7 @@ MODELS: Mapping[str, GpuModel] = {model.gfx: model for model in (
         l1_kib=16, gl1_kib=128, l2_kib=4096, l3_kib=131072, power_w=255, pcie_gts=16.0, vgpr_bytes_per_cu=0x40000,
         control_bytes_per_wave=12, queues_per_process=127),
     GpuModel(
-        gfx="gfx90a", name="AMD Instinct MI250X", asic="aldebaran", target=90010, device_id=0x7408, revision=0x01,
+        gfx="gfx90a", name="AMD Instinct MI250X", asic="aldebaran", target=90010, device_id=0x7408, revision=0x00,
         family=Family.AI, wave=64, compute_units=110, xccs=1, simd_per_cu=4, waves_per_simd=8, scratch_slots_per_cu=32,
         arrays=8, arrays_per_engine=1, cus_per_array=14, clock_khz=1_700_000, memory_khz=1_600_000, vram_bytes=68702699520,
         vram_type=VramType.HBM, vram_bits=4096, gc=(9, 4, 2), sdma=(4, 4, 0), sdma_engines=2, sdma_xgmi_engines=3,
