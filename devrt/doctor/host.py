@@ -74,6 +74,9 @@ def memory(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
         yield Finding("memlock", NOTE, f"this process may lock {limit >> 10} KiB of memory; pinned host buffers want "
                       f"{MEMLOCK_BYTES >> 20} MiB", "RLIMIT_MEMLOCK",
                       f"echo '{user} - memlock unlimited' | sudo tee /etc/security/limits.d/90-devrt.conf, then log in again")
+    else:
+        most = "as much memory as it likes" if limit < 0 else f"{limit >> 10} KiB of memory"
+        yield Finding("memlock", OK, f"this process may lock {most}", "RLIMIT_MEMLOCK")
 
 
 def iommu(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
