@@ -72,7 +72,7 @@ class Aql:
         except _Refused as refused:
             self._inactive(queue, refused.bits, refused.why)
             raise Stopped(refused.bits, refused.why) from refused
-        port.put(slot - slot % 4, PacketType.INVALID | port.peek(slot, 4) & 0xFFFF0000, 4)
+        port.store(slot - slot % 4, PacketType.INVALID | port.peek(slot, 4) & 0xFFFF0000, 4)
 
     def _queue(self) -> dict[str, Any]:
         """The amd_queue_t, and its address as `base`."""
@@ -246,8 +246,8 @@ class Aql:
         """Subtract 1 from a signal's value and wake who waits for it."""
         signal = self._signal(va)
         if queue["queue_properties"] & QueueProperty.PROFILING:
-            self.port.put(va + 32, start, 8)
-            self.port.put(va + 40, self.port.ticks(), 8)
+            self.port.store(va + 32, start, 8)
+            self.port.store(va + 40, self.port.ticks(), 8)
         self.port.atomic(va + _VALUE, 8, lambda value: value - 1)
         self._ring(signal, done=True)
 
@@ -261,14 +261,14 @@ class Aql:
 
     def _ring(self, signal: dict[str, Any], done: bool) -> None:
         if signal["event_mailbox_ptr"]:
-            self.port.put(signal["event_mailbox_ptr"], signal["event_id"], 8)
+            self.port.store(signal["event_mailbox_ptr"], signal["event_id"], 8)
             self.port.interrupt(signal["event_id"], done)
 
     def _inactive(self, queue: dict[str, Any], bits: Inactive, why: str) -> None:
         va = queue["queue_inactive_signal"]
         if not va:
             raise BadCommand(f"{bits.name}: {why}; the queue has no inactive_signal")
-        self.port.put(va + _VALUE, bits, 8)
+        self.port.store(va + _VALUE, bits, 8)
         self._ring(_fields(self.port.space.read(va, aql.SIGNAL.itemsize), aql.SIGNAL), done=False)
 
     def _inactive_value(self, queue: dict[str, Any]) -> int:

@@ -23,6 +23,7 @@ from devrt.virtual.faults import Faults
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _NEED = {"read": int(Access.VALID), "write": int(Access.VALID | Access.WRITE), "execute": int(Access.VALID | Access.EXECUTE)}
 _FOREIGN = int(Access.FOREIGN)
+_FLAGS = PAGE - 1 & ~int(Access.DIRTY | Access.ACCESSED)  # of an entry: what does not change while a dispatch runs
 _FEW = 16  # pages up to which a range is walked page by page
 
 
@@ -77,7 +78,7 @@ def pieces(space: AddressSpace, va: int, nbytes: int, access: str) -> list[Piece
             if entry & need != need:
                 space.check(va, entry, access)
             size = min(end - va, PAGE - va % PAGE)
-            _append(found, Piece(va, _place(space, entry) + va % PAGE, size, entry & PAGE - 1))
+            _append(found, Piece(va, _place(space, entry) + va % PAGE, size, entry & _FLAGS))
             va += size
         return found
     for at, entries in _leaves(space, va, end):
@@ -100,6 +101,9 @@ def mapped(space: AddressSpace, va: int, nbytes: int) -> list[Piece]:
     return [p for p in found if p.flags & Access.VALID]
 
 
+_KEEP = np.uint64((1 << 64) - PAGE | _FLAGS)
+
+
 def _leaves(space: AddressSpace, va: int, end: int) -> Iterator[tuple[int, NDArray[np.uint64] | None]]:
     """(first address, entries) of the parts of a range that one table holds; None where there is no table."""
     while va < end:
@@ -108,7 +112,7 @@ def _leaves(space: AddressSpace, va: int, end: int) -> Iterator[tuple[int, NDArr
         leaf = _entry(middle, page >> 12 & LEVEL - 1) if middle else 0
         span = LEVEL if middle else LEVEL * LEVEL
         count = min(-(-end // PAGE) - page, span - page % span)
-        yield va, np.frombuffer(view(leaf + 8 * (page % LEVEL), 8 * count), np.uint64) if leaf else None
+        yield va, np.frombuffer(view(leaf + 8 * (page % LEVEL), 8 * count), np.uint64) & _KEEP if leaf else None
         va = (page + count) * PAGE
 
 
@@ -125,7 +129,7 @@ def _runs(found: list[Piece], space: AddressSpace, at: int, entries: NDArray[np.
         start, stop = max(va, (first_page + first) * PAGE), min(end, (first_page + last) * PAGE)
         entry = int(entries[first])
         host = _place(space, entry) + start - (first_page + first) * PAGE
-        _append(found, Piece(start, host, stop - start, entry & PAGE - 1))
+        _append(found, Piece(start, host, stop - start, entry & _FLAGS))
 
 
 def _entry(table: int, index: int) -> int:
@@ -199,18 +203,17 @@ class Port:
         return b"".join(bytes(view(p.host, p.nbytes)) for p in found)
 
     def peek(self, va: int, nbytes: int) -> int:
-        """The number at an address now, as a poll sees it: nothing is checked but the mapping."""
+        """The number at an address now: a signal's, which no cache holds."""
         if va % nbytes:
             raise BadCommand(f"{va:#x} is not a multiple of {nbytes}")
         return int.from_bytes(self.space.read(va, nbytes), "little")
 
-    def poll(self, va: int, nbytes: int) -> int:
-        """The number at an address that a wait was satisfied by."""
-        return int.from_bytes(self.read(va, nbytes), "little")
-
     def write(self, va: int, data: bytes, l2: bool = False) -> None:
         found = pieces(self.space, va, len(data), "write")
-        self._record_write(found, l2)
+        if l2:
+            self.ledger.cp_write(self.who, self, found)
+        else:
+            self.ledger.memory_write(self.who, found)
         if foreign(found):
             self.space.write(va, data)
             return
@@ -219,21 +222,18 @@ class Port:
             view(p.host, p.nbytes)[:] = data[done:done + p.nbytes]
             done += p.nbytes
 
-    def put(self, va: int, value: int, nbytes: int, l2: bool = False) -> None:
-        """Store a number in one piece."""
+    def store(self, va: int, value: int, nbytes: int) -> None:
+        """Write a number in one piece where no cache holds it: a fence, a signal, a time stamp. The ledger leaves these
+        alone, whose memory programs map uncached."""
         if va % nbytes:
             raise BadCommand(f"{va:#x} is not a multiple of {nbytes}")
-        self.write(va, (value & (1 << 8 * nbytes) - 1).to_bytes(nbytes, "little"), l2)
+        self.space.write(va, (value & (1 << 8 * nbytes) - 1).to_bytes(nbytes, "little"))
 
-    def atomic(self, va: int, nbytes: int, change: Callable[[int], int], l2: bool = False) -> int:
-        """Replace the number at an address in one step; returns what it was. System memory does so itself, past L2."""
+    def atomic(self, va: int, nbytes: int, change: Callable[[int], int]) -> int:
+        """Replace the number at an address in one step, as store does; returns what it was."""
         if va % nbytes:
             raise BadCommand(f"{va:#x} is not a multiple of {nbytes}")
         found = pieces(self.space, va, nbytes, "write")
-        l2 = l2 and not found[0].flags & Access.SYSTEM
-        if not l2:
-            self.ledger.memory_read(self.who, found)
-        self._record_write(found, l2)
         if foreign(found):
             return self._foreign_atomic(va, nbytes, change)
         return atomics.update(found[0].host, nbytes, change)
@@ -244,12 +244,6 @@ class Port:
             old = int.from_bytes(self.space.read(va, nbytes), "little")
             self.space.write(va, (change(old) & (1 << 8 * nbytes) - 1).to_bytes(nbytes, "little"))
         return old
-
-    def _record_write(self, found: list[Piece], l2: bool) -> None:
-        if l2:
-            self.ledger.cp_write(self.who, self, found)
-        else:
-            self.ledger.memory_write(self.who, found)
 
     def ticks(self) -> int:
         return ticks(self.clock_khz)
@@ -317,7 +311,7 @@ _ATOMICS: Mapping[int, Callable[[int, int, int, int], int]] = {
 _SWAP_IF_EQUAL = 0x08
 
 
-def atomic_packet(port: Port, operation: int, va: int, source: int, compare: int, loop: bool, l2: bool) -> Iterator[Step]:
+def atomic_packet(port: Port, operation: int, va: int, source: int, compare: int, loop: bool) -> Iterator[Step]:
     """An ATOMIC packet of either kind of engine. A compare-and-swap that loops waits until the memory is `compare`."""
     nbytes = 8 if operation & 0x20 else 4
     change = _ATOMICS.get(operation & 0x1F)
@@ -326,4 +320,4 @@ def atomic_packet(port: Port, operation: int, va: int, source: int, compare: int
     mask = (1 << 8 * nbytes) - 1
     while loop and operation & 0x1F == _SWAP_IF_EQUAL and port.peek(va, nbytes) != compare & mask:
         yield Step.WAIT
-    port.returned = port.atomic(va, nbytes, lambda m: change(m, source & mask, compare & mask, nbytes), l2)
+    port.returned = port.atomic(va, nbytes, lambda m: change(m, source & mask, compare & mask, nbytes))

@@ -75,6 +75,7 @@ class GpuQueue:
     def destroy(self) -> None:
         """End the queue, also where it hangs. What the doorbell said and was not carried out is lost."""
         self._gone = True
+        self.gpu.stop_running(self)
         with self._lock:
             self._steps.close()
             self.gpu.remove(self)
@@ -107,9 +108,12 @@ class GpuQueue:
                     self._rung(self._bell[0])
                 if self._idle:
                     return False
+                self.gpu.run(self)
                 step = next(self._steps)
             except Exception as error:
                 self._stop(error)
+            finally:
+                self.gpu.run(None)
             self._idle = step is Step.IDLE
             posts, self.port.posts = self.port.posts, []
         for post in posts:
@@ -191,6 +195,7 @@ class GpuQueue:
         port = self.port
         if isinstance(error, Hang):
             self.hung = True
+        if self.hung or self._gone:
             return
         if not isinstance(error, BadPacket | BadCommand | MemoryFault | VisibilityFault | WaveFault | HardwareError | Stopped):
             error = BadCommand(f"{type(error).__name__}: {error}")
@@ -221,6 +226,8 @@ class Gpu:
         self._wake = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._running: GpuQueue | None = None
+        self._running_lock = threading.Lock()
 
     def create_queue(self, space: AddressSpace, kind: Kind, *, ring: int, ring_bytes: int, rptr: int, wptr: int,
                      doorbell: memoryview, notify: Notify, eop: int = 0, cwsr: int = 0) -> GpuQueue:
@@ -242,6 +249,18 @@ class Gpu:
             self._queues = tuple(q for q in self._queues if q is not queue)
         self.ledger.forget_queue(queue.port)
 
+    def run(self, queue: GpuQueue | None) -> None:
+        """The engine begins to carry out a packet of a queue, or has ended."""
+        with self._running_lock:
+            self._running = queue
+            self.executor.stop[0] = 0
+
+    def stop_running(self, queue: GpuQueue | None = None) -> None:
+        """End a dispatch in its midst: that of a queue, or any."""
+        with self._running_lock:
+            if self._running is not None and queue in (None, self._running):
+                self.executor.stop[0] = 1
+
     def lost(self, fault: QueueFault) -> None:
         """The whole GPU was reset: no queue works any more."""
         for queue in self._queues:
@@ -250,6 +269,7 @@ class Gpu:
     def close(self) -> None:
         """End the engine thread. Queues that are left stay as they are."""
         self._closed = True
+        self.stop_running()
         self._wake.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():

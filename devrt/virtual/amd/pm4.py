@@ -19,6 +19,7 @@ from devrt.virtual.amd.memory import SPAN
 _LDS_UNIT = 512  # bytes of RSRC2.LDS_SIZE
 _COHER_UNIT = 256  # bytes that an ACQUIRE_MEM's base and size count
 MOST_THREADS = 1024  # of a group
+_CLOCKS = CopySrc.GPU_CLOCK_COUNT, CopySrc.SYSTEM_CLOCK_COUNT
 _RELEASES = (Event.CACHE_FLUSH_AND_INV_TS, Event.BOTTOM_OF_PIPE_TS, Event.CS_DONE)
 
 
@@ -78,7 +79,7 @@ class Pm4:
             if packet.name == "INDIRECT_BUFFER":
                 yield from self._call(packet, bool(ib))
             elif packet.name == "COND_EXEC":
-                if port.poll(packet["address"], 4) == 0:
+                if port.peek(packet["address"], 4) == 0:
                     took += packet["exec_count"]
             elif packet.name == "PRED_EXEC":
                 if not ib:
@@ -163,13 +164,9 @@ class Pm4:
         if p["dst_sel"] == WriteDst.REGISTER:
             raise BadCommand("a user queue writes no registers")
         data, l2 = p.rest(), p["dst_sel"] == WriteDst.TC_L2
-        if p["addr_incr"]:
-            for value in data:
-                self.port.put(p["address"], value, 4, l2)
-        elif len(data) == 2 and p["address"] % 8 == 0:
-            self.port.put(p["address"], data[0] | data[1] << 32, 8, l2)
-        else:
-            self.port.write(p["address"], struct.pack(f"<{len(data)}I", *data), l2)
+        if p["addr_incr"]:  # every dword to the same address: the last one stays
+            data = data[-1:]
+        self.port.write(p["address"], struct.pack(f"<{len(data)}I", *data), l2)
 
     def _copy_data(self, p: Packet) -> None:
         nbytes, source = 8 if p["count_sel"] else 4, p["src_sel"]
@@ -179,17 +176,20 @@ class Pm4:
             value = p["src"]
         elif source == CopySrc.ATOMIC_RETURN:
             value = self.port.returned
-        elif source in (CopySrc.GPU_CLOCK_COUNT, CopySrc.SYSTEM_CLOCK_COUNT):
+        elif source in _CLOCKS:
             value = self.port.ticks()
         else:
             raise BadCommand(f"nothing to copy from {CopySrc(source).name} {p['src']:#x}")
         if p["dst_sel"] not in (CopyDst.TC_L2, CopyDst.MEMORY):
             raise BadCommand(f"a user queue writes no {CopyDst(p['dst_sel']).name}")
-        self.port.put(p["dst"], value, nbytes, l2=p["dst_sel"] == CopyDst.TC_L2)
+        if source in _CLOCKS:
+            self.port.store(p["dst"], value, nbytes)
+        else:
+            self.port.write(p["dst"], (value & (1 << 8 * nbytes) - 1).to_bytes(nbytes, "little"), p["dst_sel"] == CopyDst.TC_L2)
 
     def _atomic(self, p: Packet) -> Iterator[Step]:
         loop = p["command"] == pm4.AtomicCommand.LOOP_UNTIL_COMPARE_SATISFIED
-        yield from atomic_packet(self.port, p["atomic"], p["address"], p["src_data"], p["cmp_data"], loop, l2=True)
+        yield from atomic_packet(self.port, p["atomic"], p["address"], p["src_data"], p["cmp_data"], loop)
 
     def _wait(self, p: Packet) -> Iterator[Step]:
         if p["mem_space"] == MemSpace.REGISTER:
@@ -204,7 +204,6 @@ class Pm4:
         holds, mask, reference = COMPARE[p["function"]], p["mask"], p["reference"]
         while not holds(self.port.peek(p["address"], nbytes) & mask, reference):
             yield Step.WAIT
-        self.port.poll(p["address"], nbytes)
         self.port.flight.waited()
 
     # --- events and caches ---
@@ -227,8 +226,7 @@ class Pm4:
         value = {DataSel.SEND_32_BIT: p["data"], DataSel.SEND_64_BIT: p["data"]}.get(DataSel(p["data_sel"]))
         if p["data_sel"]:
             nbytes = 4 if p["data_sel"] == DataSel.SEND_32_BIT else 8
-            self.port.put(p["address"], self.port.ticks() if value is None else value, nbytes,
-                          l2=p["dst_sel"] == ReleaseDst.TC_L2)
+            self.port.store(p["address"], self.port.ticks() if value is None else value, nbytes)
         if p["int_sel"] in (IntSel.INTERRUPT_ONLY, IntSel.INTERRUPT_AFTER_WRITE_CONFIRM, IntSel.UNCONDITIONALLY_INT_CTXID):
             self.port.interrupt(p["int_ctxid"])
         elif p["int_sel"] not in (IntSel.NONE, IntSel.DATA_AND_WRITE_CONFIRM):

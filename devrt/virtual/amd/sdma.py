@@ -55,7 +55,7 @@ class Sdma:
                     raise BadCommand("a buffer calls no buffer")
                 yield from self._call(packet, place)
             elif packet.name == "COND_EXE":
-                if port.poll(packet["address"], 4) != packet["reference"]:
+                if port.peek(packet["address"], 4) != packet["reference"]:
                     took += packet["exec_count"]
             else:
                 steps = self._do[packet.name](packet)
@@ -108,10 +108,7 @@ class Sdma:
         if p["encrypt"] or p["tmz"]:
             raise BadCommand("encrypt and tmz are not for user queues")
         data = p.rest()
-        if len(data) == 2 and p["dst"] % 8 == 0:
-            self.port.put(p["dst"], data[0] | data[1] << 32, 8)
-        else:
-            self.port.write(p["dst"], struct.pack(f"<{len(data)}I", *data))
+        self.port.write(p["dst"], struct.pack(f"<{len(data)}I", *data))
 
     def _fill(self, p: Packet) -> None:
         unit = 1 << p["fillsize"]
@@ -129,7 +126,7 @@ class Sdma:
         self.port.ledger.memory_write(self.port.who, found)
 
     def _fence(self, p: Packet) -> None:
-        self.port.put(p["address"], p["data"], 4)
+        self.port.store(p["address"], p["data"], 4)
 
     def _trap(self, p: Packet) -> None:
         self.port.interrupt(p["int_context"])
@@ -146,15 +143,14 @@ class Sdma:
             if p["retry_count"] != sdma.FOREVER:
                 raise BadCommand(f"it gives up after {p['retry_count']} retries")
             yield Step.WAIT
-        self.port.poll(p["address"], 4)
 
     def _atomic(self, p: Packet) -> Iterator[Step]:
         if p["tmz"]:
             raise BadCommand("tmz is not for user queues")
-        yield from atomic_packet(self.port, p["atomic_op"], p["address"], p["src_data"], p["cmp_data"], bool(p["loop"]), l2=False)
+        yield from atomic_packet(self.port, p["atomic_op"], p["address"], p["src_data"], p["cmp_data"], bool(p["loop"]))
 
     def _timestamp(self, p: Packet) -> None:
-        self.port.put(p["address"], self.port.ticks(), 8)
+        self.port.store(p["address"], self.port.ticks(), 8)
 
     def _gcr(self, p: Packet) -> None:
         control, ledger = p["gcr_control"], self.port.ledger

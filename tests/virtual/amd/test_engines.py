@@ -307,6 +307,27 @@ def test_destroy_ends_a_wait(r: Rig) -> None:
     assert r.u32(m) == 5
 
 
+def test_destroy_and_close_end_a_dispatch(r: Rig) -> None:
+    def endless(d: object, space: object) -> None:
+        started.set()
+        while not r.player.stop[0]:
+            time.sleep(1e-3)
+        raise WaveFault("stopped", 0, -1, "")
+    started, m, entry = threading.Event(), r.memory(PAGE), r.kernel(endless)
+    q, other = r.queue(), r.queue()
+    q.push(launch(entry))
+    assert started.wait(10)
+    other.queue.destroy()  # not this one
+    assert not r.player.stop[0]
+    q.queue.destroy()
+    r.queue().push(write(m, 1)).drain()
+    assert r.u32(m) == 1 and not r.ear.exceptions
+    started.clear()
+    q = r.queue().push(launch(entry))
+    assert started.wait(10)
+    r.gpu.close()
+
+
 def test_the_driver_may_evict_from_an_interrupt(r: Rig) -> None:
     """A driver holds its own lock when it hears of an interrupt, and when it evicts."""
     m, q, lock = r.memory(PAGE), r.queue(), threading.Lock()
@@ -353,6 +374,7 @@ def test_injected_page_fault_ecc_and_reset() -> None:
                 until(lambda r=r: r.ear.exceptions)  # type: ignore[misc]
                 assert r.ear.exceptions == [(0, 1 if spec == "ecc" else 0, True)]
                 assert "the GPU was reset" in other.fault()
+                r.queue().push(launch(r.kernel())).drain()  # queues made after a reset work
 
 
 def test_injected_loss_of_an_interrupt() -> None:

@@ -382,3 +382,16 @@ def test_a_program_as_it_should_be(r: Rig) -> None:
         s.push(copy(vram, back, PAGE)).drain()
         assert r.u32(back) == n
     until(lambda: r.ear.interrupts == [1, 2])
+
+
+def test_signals_and_time_stamps_are_not_cached(r: Rig) -> None:
+    """Fences, time stamps and atomics beside what a kernel reads or writes: programs map such memory uncached."""
+    m, q, s = r.memory(PAGE), r.queue(), r.queue("sdma")
+    kernel = launch(r.kernel(touch(reads=(m, PAGE))))
+    stamp = pm4.encode("COPY_DATA", 11, src_sel=9, dst_sel=5, count_sel=1, src=0, dst=m + 64)
+    for _ in range(2):
+        q.push(kernel, FLUSH, release(data_sel=1, address=m + 8, data=1), stamp,
+               pm4.encode("ATOMIC_MEM", 11, atomic=0x2F, address=m + 16, src_data=1)).drain()
+        s.push(sdma.encode("FENCE", 11, address=m + 24, data=1), sdma.encode("TIMESTAMP_GET_GLOBAL", 11, address=m + 32),
+               sdma.encode("ATOMIC", 11, atomic_op=47, address=m + 16, src_data=1)).drain()
+    assert r.u64(m + 16) == 4
