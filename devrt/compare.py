@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +131,12 @@ class Report:
             yield f"largest error: {_printable(worst.name)} (log-L2 {_error(worst)})"
 
 
-def report(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, tolerance: float = TOLERANCE) -> Report:
+def report(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, tolerance: float = TOLERANCE,
+           progress: Callable[[int, int, str], object] = lambda done, total, name: None) -> Report:
     """Compare two mappings of names to arrays: devrt's, NumPy's, PyTorch's (any type, with gradients, on any device), and
     whatever exports DLPack or has __array__. Integers are compared as float64.
+
+    `progress` is told before each tensor how many are done, how many there are, and its name; then (total, total, "").
 
     What is missing on a side, of another shape, or no array of numbers is a row with a note, not an error. Raises
     InvalidArgument where `ours` or `theirs` is no mapping or the tolerance is NaN.
@@ -144,7 +148,12 @@ def report(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, tolerance: flo
     if math.isnan(tolerance):
         raise InvalidArgument("the tolerance is NaN", remedy="pass a number such as -4")
     names = [*theirs, *(name for name in ours if name not in theirs)]
-    return Report(tuple(_row(name, ours, theirs) for name in names), float(tolerance))
+    rows = []
+    for done, name in enumerate(names):
+        progress(done, len(names), name)
+        rows.append(_row(name, ours, theirs))
+    progress(len(names), len(names), "")
+    return Report(tuple(rows), float(tolerance))
 
 
 def _row(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Row:
@@ -307,7 +316,13 @@ def run_compare(args: argparse.Namespace) -> int:
     """`devrt compare OURS THEIRS`: two safetensors files. Exit code 1 where they differ by more than the tolerance."""
     from devrt import safetensors
     from devrt.cli.exit_codes import FINDINGS, OK
-    made = report(safetensors.open_file(args.ours), safetensors.open_file(args.theirs), tolerance=args.tolerance)
+    shown = sys.stderr.isatty() and not args.json
+
+    def progress(done: int, total: int, name: str) -> None:
+        if shown:
+            print(f"\r\x1b[K{f'{done}/{total} {_printable(name)[:50]}' if name else ''}", end="", file=sys.stderr, flush=True)
+    made = report(safetensors.open_file(args.ours), safetensors.open_file(args.theirs), tolerance=args.tolerance,
+                  progress=progress)
     print(json.dumps(made.json(), indent=2) if args.json else made)
     return OK if made.passed() else FINDINGS
 

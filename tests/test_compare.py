@@ -275,3 +275,10 @@ def test_names_do_not_reach_the_terminal_as_commands() -> None:
     name = "a\x1b[31m"
     text = str(compare.report({name: np.ones(3)}, {name: np.zeros(3)}))
     assert "a?[31m" in text and "\x1b" not in text
+
+
+def test_progress_is_told_of_every_tensor() -> None:
+    told: list[tuple[int, int, str]] = []
+    sides = {"a": np.ones(2), "b": np.ones(3)}
+    compare.report(sides, sides, progress=lambda *now: told.append(now))
+    assert told == [(0, 2, "a"), (1, 2, "b"), (2, 2, "")]
