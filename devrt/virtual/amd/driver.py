@@ -139,9 +139,10 @@ class AmdDriver:
                 store = what.card.live.get(offset)
                 if store is None or length > store.nbytes:
                     fail(errno.EINVAL)
-                if offset not in what.visible:
+                shown, touchable = what.visible.get(offset, (None, False))
+                if shown is not store:
                     fail(errno.EACCES)
-                if not what.visible[offset] and prot != PROT_NONE:
+                if not touchable and prot != PROT_NONE:
                     fail(errno.EPERM)
                 return Place(what.card.pool.file.fd, offset)
         fail(errno.ENODEV)

@@ -75,7 +75,7 @@ def gem_create(call: Call) -> None:
         fail(errno.EINVAL)
     store = file.card.allocate(size, vram=bool(domains & GemDomain.VRAM))
     gem = Gem(store, size, domains, flags, wanted.alignment)
-    file.visible[store.offset] = not flags & GemCreate.NO_CPU_ACCESS
+    file.show(store, not flags & GemCreate.NO_CPU_ACCESS)
     call.args.out.handle = _new_handle(file, gem)
     call.args.out._pad = 0
 
@@ -104,8 +104,7 @@ def gem_close(call: Call) -> None:
     gem = call.file.gems.pop(call.args.handle, None)
     if gem is None:
         fail(errno.EINVAL)
-    if gem.store.references == 1:
-        call.file.visible.pop(gem.store.offset, None)
+    call.file.hide(gem.store)
     _forget(call.file, gem)
 
 
@@ -170,7 +169,7 @@ def prime_fd_to_handle(call: Call) -> None:
             call.args.handle = number
             return
     domain = GemDomain.VRAM if buffer.store.vram else GemDomain.GTT
-    call.file.visible[buffer.store.offset] = True
+    call.file.show(buffer.store, True)
     call.args.handle = _new_handle(call.file, Gem(buffer.store.hold(), buffer.nbytes, int(domain), 0, PAGE))
 
 

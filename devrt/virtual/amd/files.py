@@ -32,14 +32,20 @@ class Gem:
 
 @dataclass(eq=False)
 class DrmFile:
-    """/dev/dri/renderD* or card*. `visible`: offsets of the card's pages that may be mapped through it, and whether the host
-    may touch them."""
+    """/dev/dri/renderD* or card*."""
 
     key: int
     card: Card
     vm: Vm | None = None
     gems: dict[int, Gem] = field(default_factory=dict)
-    visible: dict[int, bool] = field(default_factory=dict)
+    visible: dict[int, tuple[Store, bool]] = field(default_factory=dict)  # see `show`
+
+    def show(self, store: Store, touchable: bool) -> None:
+        """Let pages be mapped through this file; those that are not touchable without any rights only."""
+        self.visible[store.offset] = store, touchable
+
+    def hide(self, store: Store) -> None:
+        self.visible.pop(store.offset, None)
 
     def address_space(self, host: System, client: Client) -> Vm:
         """The file's VM, made when it is first needed."""

@@ -34,8 +34,10 @@ def alloc_memory_of_gpu(call: Call) -> None:
     store, host, offset = _pages(call, device, flags)
     number = device.new_handle()
     handle = args.gpu_id << 32 | number
-    device.handles[number] = Bo(handle, args.va_addr, args.size, int(flags), host, store.pool.file if store else None,
+    bo = device.handles[number] = Bo(handle, args.va_addr, args.size, int(flags), host, store.pool.file if store else None,
                                 store.offset if store else 0, set(), device.card, store)
+    if store is None:
+        process.user_buffers.add(bo)
     args.handle, args.mmap_offset = handle, offset
 
 
@@ -47,7 +49,7 @@ def _pages(call: Call, device: ProcessDevice, flags: AllocFlag) -> tuple[Store |
         # A legacy AQL ring has half the pages, twice in a row.
         store = device.card.allocate(args.size // 2 if flags & AllocFlag.AQL_QUEUE_MEM else args.size, vram)
         if isinstance(device.drm_file, DrmFile):
-            device.drm_file.visible[store.offset] = not vram or bool(flags & AllocFlag.PUBLIC)
+            device.drm_file.show(store, not vram or bool(flags & AllocFlag.PUBLIC))
         return store, store.host, store.offset
     if flags & AllocFlag.USERPTR:
         address = args.mmap_offset
@@ -73,8 +75,8 @@ def free_memory_of_gpu(call: Call) -> None:
         fail(errno.EBUSY)
     device = process.devices[handle >> 32]
     device.free_handle(handle & 0xFFFFFFFF)
-    if isinstance(device.drm_file, DrmFile) and bo.store is not None and bo.store.references == 1:
-        device.drm_file.visible.pop(bo.offset, None)
+    if isinstance(device.drm_file, DrmFile) and bo.store is not None:
+        device.drm_file.hide(bo.store)
     process.forget(bo)
 
 
@@ -112,7 +114,7 @@ def access_of(call: Call, bo: Bo, card: Card) -> Access:
     access = Access.VRAM if flags & AllocFlag.VRAM else Access.SYSTEM
     if bo.card is not card and flags & (AllocFlag.VRAM | _LOCAL):
         link = call.driver.machine.link(card.node.index, bo.card.node.index)
-        if link is None or call.driver.faults.link_down or (flags & _LOCAL and link.xgmi):
+        if link is None or call.driver.faults.link_down:
             fail(errno.EINVAL)
         access |= Access.PEER
     if bo.store is None and call.client.foreign:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from devrt.ioctl.kfd import AllocFlag, EventType, QueueType, SmiEvent
+from devrt.ioctl.kfd import EventType, QueueType, SmiEvent
 from devrt.virtual.amd.card import Card, EngineQueue, Pool, Store, take
 from devrt.virtual.amd.events import Events
 from devrt.virtual.amd.machine import DOORBELL_BYTES
@@ -93,6 +93,7 @@ class Process:
         self.client, self._pool, self.log = client, pool, log
         self.devices = {card.node.gpu_id: ProcessDevice(card) for card in cards}
         self.queues: dict[int, Queue] = {}
+        self.user_buffers: set[Bo] = set()     # whose pages are the process's own
         self.events = Events()
         self.event_page: Store | None = None   # the driver's own, or that of the buffer below
         self.event_handle: int | None = None   # None where the page is no buffer of the process
@@ -116,10 +117,6 @@ class Process:
         """Raises OSError: EINVAL where the handle's GPU does not exist, `number` where the buffer does not."""
         found = self.device(handle >> 32).handles.get(handle & 0xFFFFFFFF)
         return found if found is not None else fail(number)
-
-    def bos(self) -> Iterator[Bo]:
-        for device in self.devices.values():
-            yield from device.handles.values()
 
     def doorbells(self, device: ProcessDevice) -> Store:
         """The slice of doorbells on a GPU, made when it is first asked for."""
@@ -161,6 +158,7 @@ class Process:
                 for mapping in vm.owned(bo):
                     vm.unmap(mapping)
         bo.mapped.clear()
+        self.user_buffers.discard(bo)
         if bo.store is not None:
             bo.store.drop()
 
@@ -179,8 +177,8 @@ class Process:
 
     def invalidate(self, address: int, nbytes: int) -> None:
         """The process's own pages go away (munmap): GPUs that had them lose them, as the kernel's notifier does it."""
-        for bo in self.bos():
-            if bo.flags & AllocFlag.USERPTR and bo.host < address + nbytes and address < bo.host + bo.nbytes:
+        for bo in self.user_buffers:
+            if bo.host < address + nbytes and address < bo.host + bo.nbytes:
                 for gpu_id in bo.mapped:
                     vm = self.devices[gpu_id].vm
                     if vm is not None:

@@ -389,6 +389,25 @@ def test_render_mappings_are_checked(two: Client) -> None:
     system.close(again)
 
 
+def test_a_reused_offset_is_not_mapped_by_who_had_it_before(one: Client) -> None:
+    """The descriptor passed on keeps the pages alive; afterwards they are another's, and the first owner may not map them."""
+    system = one.system
+    first = one.alloc(4096, VRAM)
+    fd = one.call("EXPORT_DMABUF", handle=first.handle).dmabuf_fd
+    one.free(first)
+    with refused(errno.EACCES):
+        system.mmap(one.render[0], 4096, RW, MAP_SHARED, first.offset)
+    system.close(fd)
+    other = system.open("/dev/dri/renderD128", os.O_RDWR)
+    wanted = {"bo_size": 4096, "domains": amdgpu.GemDomain.VRAM}
+    made = AMDGPU.call(system, other, "DRM_IOCTL_AMDGPU_GEM_CREATE", **{"in": wanted}).out.handle
+    assert AMDGPU.call(system, other, "DRM_IOCTL_AMDGPU_GEM_MMAP", **{"in": {"handle": made}}).out.addr_ptr == first.offset
+    with refused(errno.EACCES):
+        system.mmap(one.render[0], 4096, RW, MAP_SHARED, first.offset)
+    system.munmap(system.mmap(other, 4096, RW, MAP_SHARED, first.offset), 4096)
+    system.close(other)
+
+
 def test_kfd_mappings_are_checked(one: Client) -> None:
     system, gpu_id = one.system, one.gpus[0]
     for length, offset, number in ((4096, mmap_offset(MmapType.DOORBELL, gpu_id), errno.EINVAL),

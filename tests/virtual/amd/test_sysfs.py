@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from devrt.amd import topology
 from devrt.device import DeviceNotFound
 from devrt.virtual.amd import sysfs
 from devrt.virtual.amd.machine import MODELS, parse_topology
 from devrt.virtual.amd.sysfs import TOPOLOGY, build
 from devrt.virtual.tree import Tree, write_tree
-from tests.virtual.amd.kfd_client import ALL_GFX
+from tests.virtual.amd.kfd_client import ALL_GFX, machine
 
 NODES = f"{TOPOLOGY}/nodes"
 
@@ -123,3 +124,19 @@ def test_written_to_a_folder(tmp_path: Path) -> None:
     through = tmp_path / "sys/class/kfd/kfd/topology/nodes/2/gpu_id"
     assert through.read_text() == tree.text("/sys/class/kfd/kfd/topology/nodes/2/gpu_id")
     assert os.path.realpath(tmp_path / "sys/class/drm/renderD129/device").startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("gfx", ALL_GFX)
+def test_the_backend_reads_the_same(gfx: str) -> None:
+    with machine(f"2x{gfx}") as system:
+        found = topology.read(system)
+    gpus = [node for node in found.nodes if node.is_gpu]
+    assert len(gpus) == 2 and len(found.nodes) == 3
+    for gpu, expected in zip(gpus, parse_topology(f"2x{gfx}").gpus, strict=True):
+        model = expected.model
+        area = model.save_area
+        assert (gpu.gfx, gpu.gpu_id, gpu.compute_units, gpu.wave_size, gpu.vram, gpu.pci_address, gpu.drm_render_minor) == (
+            gfx, expected.gpu_id, model.compute_units, model.wave, model.vram_bytes, expected.pci, expected.render_minor)
+        assert (gpu.save_area.control_stack, gpu.save_area.cwsr, gpu.save_area.debug, gpu.save_area.total) == (
+            area.control_stack, area.cwsr, area.debug, area.allocation)
+        assert gpu.large_bar and {link.type for link in gpu.io_links + gpu.p2p_links} == {2, 11 if model.sdma_xgmi_engines else 2}
