@@ -104,6 +104,7 @@ class Driver:
         except BaseException:
             system.close(self.fd)
             raise
+        self.forked = False  # whether this process is a child of the one that the context belongs to
         self.lock = threading.RLock()
         self.event_page = 0  # address
         self._page_handle = self._event_page_handle = 0  # of the page, and until it was given to the driver
@@ -201,7 +202,12 @@ class Driver:
 
     def release(self, address: int, nbytes: int, handle: int, gpu_ids: Sequence[int]) -> None:
         """Undo `allocate` and `map`. Raises InvalidArgument where the driver says that a queue uses the memory."""
+        if self.forked:  # nothing of it is in this process, and something else may be at that address
+            return
         try:
+            if self.fd < 0:  # the context is gone, and with it the buffer object
+                self.system.munmap(address, nbytes)
+                return
             if gpu_ids:
                 self.unmap(handle, gpu_ids)
             self.system.munmap(address, nbytes)
@@ -355,6 +361,7 @@ class Driver:
                     self.system.close(gpu.vm)
                     gpu.vm = -1
             self.system.close(self.fd)
+            self.fd = -1
 
 
 def _open(system: System) -> int:
@@ -384,6 +391,8 @@ def _forked() -> None:
     """The child's context in the driver is another one, and the parent's descriptors do not serve it."""
     global _lock
     _lock = threading.Lock()
+    for driver in _drivers.values():
+        driver.forked = True
     _drivers.clear()
 
 
