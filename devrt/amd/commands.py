@@ -101,6 +101,8 @@ class AmdCommandList(Recorder):
         self._instances: list[Instance] = []
         self._current: Instance | None = None
         self._patched = False
+        self._neutral = True  # whether any engine can do all of it
+        self._compute = True  # what it was built for last, where it is neutral
 
     # ----- recording
 
@@ -189,6 +191,7 @@ class AmdCommandList(Recorder):
         self._instances.clear()
         self._current = None
         self.commands.append(command)
+        self._neutral = self._neutral and isinstance(command, Stamp)
         return len(self.commands) - 1
 
     # ----- submitting
@@ -196,6 +199,9 @@ class AmdCommandList(Recorder):
     def instance(self, compute: bool) -> Instance:
         """A copy of the list that holds its arguments as they are now. `compute`: the queue's own engine runs kernels."""
         current = self._current
+        if self._neutral and compute is not self._compute:  # time stamps alone go to the queue's own engine
+            current, self._compute = None, compute
+            self._instances.clear()
         if current is None:
             current = self._current = self.build(compute)
             self._instances.append(current)

@@ -354,6 +354,7 @@ class Driver:
                 self.destroy_event(event)
             self._alarms.clear()
             if self.event_page:
+                self.unmap(self._page_handle, self._event_page_gpus)
                 self.system.munmap(self.event_page, EVENT_PAGE_BYTES)
                 self.event_page = 0
             for gpu in self.gpus:

@@ -43,8 +43,8 @@ def opened(machine: Callable[[str], VirtualSystem]) -> Iterator[Callable[..., Am
         devices.append(AmdDevice(f"test:{index}", system, index))
         return devices[-1]
     yield make
-    for device in devices:
-        device.close()
+    while devices:
+        devices.pop().close()
 
 
 @pytest.fixture(scope="module")
