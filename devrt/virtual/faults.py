@@ -43,7 +43,7 @@ class Faults:
     def __init__(self, seed: int = 0) -> None:
         self.random = random.Random(seed)  # which bit, which byte
         self.taken: list[str] = []         # what has happened, in order
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may make a call in the midst of one
         self._seen: Counter[str] = Counter()
         self._planned: dict[str, dict[int, int]] = {}  # occasion -> its count -> errno (0: no ioctl's)
 

@@ -55,7 +55,7 @@ class OpenFiles:
     def __init__(self, release: Callable[[object], None]) -> None:
         self._release = release
         self._known: dict[int, tuple[object, tuple[int, int]]] = {}
-        self._lock = threading.Lock()  # never held while a driver is called
+        self._lock = threading.RLock()  # never held while a driver is called, but a finalizer may run at any time
 
     def find(self, fd: int) -> object | None:
         here = _inode(fd)
@@ -63,8 +63,9 @@ class OpenFiles:
             what, inode = self._known.get(fd, (None, here))
             if inode == here:
                 return what if here is not None else fail(errno.EBADF)
-            del self._known[fd]
-        self._release(what)
+            stale = self._known.pop(fd, None)
+        if stale is not None:
+            self._release(stale[0])
         return None if here is not None else fail(errno.EBADF)
 
     def knows(self, fd: int) -> bool:

@@ -15,17 +15,18 @@ _LINK_LIMIT = 40  # links that Linux follows in one path
 
 @dataclass
 class Tree:
-    """Files, links and device nodes by their path; folders follow from paths."""
+    """Files, links and device nodes by their path; folders follow from paths, empty ones are named."""
 
     files: dict[str, str | bytes | Callable[[], str]] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (major, minor)
+    empty: set[str] = field(default_factory=set)
     children: dict[str, set[str]] = field(default_factory=dict)
 
     def index(self) -> None:
         """Find the folders. Called when all is there."""
-        self.children = {}
-        for path in (*self.files, *self.links, *self.nodes):
+        self.children = {path: set() for path in self.empty}
+        for path in (*self.files, *self.links, *self.nodes, *self.empty):
             while path != "/":
                 parent = posixpath.dirname(path)
                 self.children.setdefault(parent, set()).add(posixpath.basename(path))
@@ -59,6 +60,8 @@ class Tree:
 def write_tree(tree: Tree, folder: str | Path) -> None:
     """The files and links as they are now, below `folder`; links point inside it as they do below /."""
     root = Path(folder)
+    for path in tree.empty:
+        (root / path[1:]).mkdir(parents=True, exist_ok=True)
     for path in tree.files:
         place = root / path[1:]
         place.parent.mkdir(parents=True, exist_ok=True)

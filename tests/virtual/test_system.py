@@ -57,6 +57,7 @@ def test_paths() -> None:
         for path, number in (("/dev/dri/card9", errno.ENOENT), ("/sys/bus/pci/x", errno.ENOENT)):
             with refused(number):
                 system.open(path, os.O_RDWR)
+        assert system.list_dir("/sys/module/amdgpu/holders") == []
         with refused(errno.ENOENT):
             system.list_dir("/sys/class/drm/nothing")
         with refused(errno.ENOTDIR):

@@ -7,6 +7,7 @@ It answers as Linux 6.17 does (interface 1.18). Where it is simpler: a process c
 from __future__ import annotations
 
 import errno
+import gc
 import re
 import threading
 import time
@@ -48,12 +49,35 @@ _LOG_LINES = 1000
 _TO_USER = 2  # bit of an ioctl's direction
 
 
+class KernelLock:
+    """Held while the driver works. The garbage collector pauses meanwhile: a finalizer that frees a buffer would be a call into
+    the driver in the midst of another of the same thread, which no kernel knows."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._collects = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+        if self._depth == 1:
+            self._collects = gc.isenabled()
+            gc.disable()
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        if not self._depth and self._collects:
+            gc.enable()
+        self._lock.release()
+
+
 class AmdDriver:
     """`host` is the system that memory comes from. Any thread may call; a wait for events blocks only its own."""
 
     def __init__(self, machine: Machine, host: System, faults: Faults, make_engine: EngineFactory = native_engine) -> None:
         self.machine, self.host, self.faults = machine, host, faults
-        self.lock = threading.RLock()
+        self.lock = KernelLock()
         self.pool = Pool(host, "kfd", _KFD_POOL)
         self.registers = take(self.pool, PAGE)  # the page of MMIO_REMAP: writes to it flush, which memory here needs not
         self.cards = [Card(gpu, host, faults, make_engine) for gpu in machine.gpus]

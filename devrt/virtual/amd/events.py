@@ -120,7 +120,9 @@ class Events:
             written = [context_id] if self._written(context_id) else [n for n in list(self._events) if self._written(n)]
             for number in written:
                 self._slots[number] = UNSIGNALLED
-                self._signal(self._events[number])
+                event = self._events.get(number)
+                if event is not None:
+                    self._signal(event)
             return written
 
     def broadcast(self, kind: EventType, data: Mapping[str, Any]) -> int:

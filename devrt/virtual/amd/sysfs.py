@@ -63,6 +63,7 @@ def build(machine: Machine, *, host_processors: int = 1, host_memory: int = 16 <
     tree.links |= {"/sys/class/kfd/kfd": "../../devices/virtual/kfd/kfd",
                    f"/sys/dev/char/{KFD_MAJOR}:0": "../../devices/virtual/kfd/kfd",
                    "/sys/devices/virtual/kfd/kfd/subsystem": "../../../../class/kfd"}
+    tree.empty.add("/sys/module/amdgpu/holders")
     tree.index()
     return tree
 

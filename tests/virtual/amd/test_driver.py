@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import struct
 import threading
@@ -269,6 +270,15 @@ def test_freed_memory_reads_as_zeros(one: Client) -> None:
     view(one.cpu(buffer), 4096)[:] = b"x" * 4096
     one.free(buffer)
     assert bytes(view(one.cpu(one.alloc(4096, VRAM, va=buffer.va)), 4096)) == bytes(4096)
+
+
+def test_a_legacy_aql_ring_lies_twice_in_a_row(one: Client) -> None:
+    ring = one.mapped_buffer(8192, GTT | AllocFlag.AQL_QUEUE_MEM)
+    assert entry(one, ring.va) == entry(one, ring.va + 4096)
+    assert driver(one.system).cards[0].gtt_used == 4096
+    one.unmap(ring)
+    assert not entry(one, ring.va) and not entry(one, ring.va + 4096)
+    one.free(ring)
 
 
 def test_map_refuses(two: Client) -> None:
@@ -800,6 +810,28 @@ def test_many_threads_at_once(one: Client) -> None:
         thread.join()
     assert not errors
     assert driver(one.system).cards[0].vram_used == 0
+
+
+def test_finalizers_never_run_inside_a_call(one: Client) -> None:
+    """A collection in the midst of an ioctl would re-enter the driver: buffers that are freed by it, while others are made."""
+    class Owner:
+        def __init__(self) -> None:
+            self.buffer, self.me = one.alloc(4096 * 3, VRAM, va=0x10000000), self  # a cycle: only the collector ends it
+
+        def __del__(self) -> None:
+            one.free(self.buffer)
+
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        for n in range(300):
+            Owner()
+            one.free(one.alloc(4096 * (1 + n % 4), VRAM, va=0x20000000))
+    finally:
+        gc.set_threshold(*before)
+        gc.collect()
+    card = driver(one.system).cards[0]
+    assert gc.isenabled() and card.vram_used == 0 and not card.live
 
 
 def test_a_wait_does_not_hold_up_other_calls(one: Client) -> None:

@@ -121,6 +121,7 @@ def test_written_to_a_folder(tmp_path: Path) -> None:
     write_tree(tree, tmp_path)  # again over what is there
     for path in tree.files:
         assert (tmp_path / path[1:]).read_bytes() == tree.read(path)
+    assert list((tmp_path / "sys/module/amdgpu/holders").iterdir()) == []
     through = tmp_path / "sys/class/kfd/kfd/topology/nodes/2/gpu_id"
     assert through.read_text() == tree.text("/sys/class/kfd/kfd/topology/nodes/2/gpu_id")
     assert os.path.realpath(tmp_path / "sys/class/drm/renderD129/device").startswith(str(tmp_path))
