@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import cffi
 import llvmlite.binding as llvm
@@ -12,10 +11,12 @@ import llvmlite.binding as llvm
 from devrt.compiler import cache
 from devrt.compiler.llvm import target
 from devrt.compiler.llvm.backend import _initialized, _lock
+from devrt.cpu.program import Code, load_object
 from devrt.device import CompileError
+from devrt.ioctl.system import LinuxSystem
 
 Run = Callable[[int, int, int], int]
-_engines: list[Any] = []  # their code is called for as long as the process lives
+_loaded: list[Code] = []  # called for as long as the process lives
 
 
 @functools.cache
@@ -31,12 +32,9 @@ def function(text: str) -> Run:
     image = found[1] if found is not None else _compile(text, host)
     if found is None:
         cache.store(key, {}, image)
-    with _lock:
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(f'target triple = "{host.triple}"'), _machine(host))
-        engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(image))
-        engine.finalize_object()
-        address = engine.get_function_address("run")
-    _engines.append(engine)
+    code = load_object(LinuxSystem(), image)
+    _loaded.append(code)
+    address = code.symbols["run"]
     call = _ffi().cast("int (*)(uintptr_t, int64_t, int64_t)", address)
     return lambda context, begin, end: int(call(context, begin, end))
 

@@ -12,7 +12,7 @@ def text(wave: int) -> str:
     """The functions for waves of `wave` lanes."""
     numbers = "<" + ", ".join(f"i64 {n}" for n in range(wave)) + ">"
     return _WALK + _MEMORY.replace("$FIRST_LANE", _first(wave)).replace("$W", str(wave)).replace("$NUMBERS", numbers) + _GROUPS.replace("$STATE", str(at.state_bytes(wave))) \
-        .replace("$FIRST", str(512 + 3 * wave * 4)).replace("$LANES", str(3 * wave * 4))
+        .replace("$FIRST", str(512 + 3 * wave * 4)).replace("$LANES", str(3 * wave))
 
 
 def _first(wave: int) -> str:
@@ -606,7 +606,6 @@ out:
 
 # Workgroups %begin to %end in order x, y, z: the waves of each run until all are at a barrier or done, then go on.
 _GROUPS = f"""
-declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 
 define internal void @put_id(ptr %s, i32 %where, i32 %v) alwaysinline {{
   %no = icmp slt i32 %where, 0
@@ -657,10 +656,12 @@ init:
   %to = mul i64 %w64, $FIRST
   %ta = add i64 %tx, %to
   %t = inttoptr i64 %ta to ptr
-  call void @llvm.memcpy.p0.p0.i64(ptr %s, ptr %t, i64 512, i1 false)
+  %scalars = load <128 x i32>, ptr %t, align 4
+  store <128 x i32> %scalars, ptr %s, align 4
   %sv = getelementptr i8, ptr %s, i64 {at.VGPR}
   %tv = getelementptr i8, ptr %t, i64 512
-  call void @llvm.memcpy.p0.p0.i64(ptr %sv, ptr %tv, i64 $LANES, i1 false)
+  %ids = load <$LANES x i32>, ptr %tv, align 4
+  store <$LANES x i32> %ids, ptr %sv, align 4
   %ix = call i32 @get_id_x(ptr %c)
   call void @put_id(ptr %s, i32 %ix, i32 %idx)
   %iy = call i32 @get_id_y(ptr %c)
