@@ -139,6 +139,7 @@ class GpuQueue:
             raise BadCommand(f"the doorbell says {written:#x} before the write pointer does: it is {stored:#x}")
         self._written = written
         self._idle = False
+        port.flight.waited()  # the host may have seen every event so far
         if port.faults.take("hang"):
             raise Hang
         if port.faults.take("reset"):

@@ -69,11 +69,11 @@ class Flight:
     def add(self, who: str, reads: Sequence[Piece], writes: Sequence[Piece]) -> None:
         """A dispatch begins. Raises VisibilityFault."""
         for other, their_reads, their_writes in self._running:
-            for mine, theirs, what in ((reads, their_writes, "reads what it writes"), (writes, their_writes, "both write"),
+            for mine, theirs, what in ((reads, their_writes, "reads what it writes"), (writes, their_writes, "writes it too"),
                                        (writes, their_reads, "writes what it reads")):
                 va = _overlap(mine, theirs)
                 if va is not None:
-                    raise VisibilityFault(va, other, who, f"nothing waited for {other} to end, {what}")
+                    raise VisibilityFault(va, other, who, f"nothing waited for the first to end, and the second {what}")
         if reads or writes:
             self._running.append((who, reads, writes))
 
@@ -82,7 +82,7 @@ class Flight:
         self._signalled = len(self._running)
 
     def waited(self) -> None:
-        """The queue waited for a value in memory."""
+        """The queue waited for a value in memory, or the host had the chance to before it rang again."""
         del self._running[:self._signalled]
         self._signalled = 0
 

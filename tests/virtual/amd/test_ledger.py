@@ -234,7 +234,16 @@ def test_dispatches_of_one_queue_run_at_once(r: Rig, between: list[list[int]], f
     if fine:
         q.drain()
     else:
-        assert "nothing waited for DISPATCH_DIRECT" in q.fault()
+        assert "nothing waited for the first to end" in q.fault()
+
+
+def test_the_host_may_wait_for_the_release(r: Rig) -> None:
+    """What it rings for after the event began after it; before the event, at the same time."""
+    m, flag, q = r.memory(PAGE, VRAM), r.memory(PAGE), r.queue()
+    q.push(writer(r, m), release(data_sel=1, address=flag, data=1))
+    until(lambda: r.u32(flag) == 1)
+    q.push(reader(r, m)).drain()
+    assert "writes what it reads" in q.push(writer(r, m)).fault()
 
 
 def test_a_wait_for_the_release_waits_for_the_dispatch(r: Rig) -> None:
@@ -248,7 +257,7 @@ def test_a_wait_for_the_release_waits_for_the_dispatch(r: Rig) -> None:
 def test_independent_dispatches_need_no_wait(r: Rig) -> None:
     m, q = r.memory(PAGE, VRAM), r.queue()
     q.push(writer(r, m, 64), writer(r, m + 64, 64), reader(r, m + 128), reader(r, m + 128)).drain()
-    assert "both write" in q.push(writer(r, m + 32, 64)).fault()
+    assert "writes it too" in q.push(writer(r, m + 32, 64)).fault()
 
 
 def test_flight_finds_the_first_byte() -> None:
@@ -313,7 +322,7 @@ def test_the_barrier_bit_waits(r: Rig, barrier: bool, fine: bool) -> None:
     if fine:
         q.drain()
     else:
-        assert "nothing waited for KERNEL_DISPATCH" in q.fault()
+        assert "nothing waited for the first to end" in q.fault()
 
 
 def test_a_barrier_packet_on_the_signal_waits(r: Rig) -> None:
