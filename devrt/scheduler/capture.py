@@ -153,6 +153,9 @@ class Recording:
             leaves = self._own(leaves)
         made: list[Storage] = []
         if self.schedule is not None:
+            for i in self.inputs:
+                if isinstance(i, Storage):
+                    i.check()  # what the function closes over may have been donated to another one since
             storages = [leaves[i].node.arg if isinstance(i, int) else i for i in self.inputs]
             if self.bound is None:
                 self.bound = run.Bound(self.schedule, self.device, storages)

@@ -27,14 +27,15 @@ def simplify(roots: Sequence[Node], units: int) -> list[Node]:
 
 
 def resolve(roots: Sequence[Node]) -> list[Node]:
-    """`roots` with every value that is already in memory read from there."""
+    """`roots` with every value that is already in memory read from there, except constants: those cost nothing, and an array
+    that happens to hold the same is not to be tied to them (it may be donated)."""
     new: dict[Node, Node] = {}
     stack = [(r, False) for r in reversed(roots)]
     while stack:
         n, ready = stack.pop()
         if n in new:
             continue
-        if (b := storage.known(n)) is not None:
+        if not _constant(n) and (b := storage.known(n)) is not None:
             new[n] = b
         elif not ready:
             stack.append((n, True))
@@ -43,6 +44,13 @@ def resolve(roots: Sequence[Node]) -> list[Node]:
             src = tuple(new[s] for s in n.src)
             new[n] = n if src == n.src else make(n.op, src, n.arg)
     return [new[r] for r in roots]
+
+
+def _constant(n: Node) -> bool:
+    """Whether `n` is one constant, whatever its shape."""
+    while n.op in (Op.RESHAPE, Op.EXPAND):
+        n = n.src[0]
+    return n.op is Op.CONST
 
 
 def in_order(n: Node) -> bool:

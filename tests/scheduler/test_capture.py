@@ -219,3 +219,26 @@ def test_a_value_of_an_argument_is_not_there_while_capturing(ask: Any) -> None:
 def test_update_rows_takes_numpy_rows() -> None:
     x, rows = np.zeros((4, 2), np.float32), np.ones((1, 2), np.float32)
     assert devrt.update_rows(devrt.asarray(x), rows, 2).tolist() == [[0, 0], [0, 0], [1, 1], [0, 0]]
+
+
+def test_constants_are_not_read_from_arrays_that_hold_the_same() -> None:
+    kept = devrt.zeros((8, 3))  # keeps the expression alive that `cache` is computed from
+    cache = devrt.zeros((8, 3)).wait()
+    positive = devrt.capture(lambda x: devrt.where(x > 0, x, 0.0))
+    x = devrt.asarray(-np.ones((8, 3), np.float32))
+    assert positive(x).numpy().sum() == 0
+    step = devrt.capture(lambda cache, row: (devrt.update_rows(cache, row, 2), (cache * 0 + row).sum()), donate=("cache",))
+    other = devrt.zeros((8, 3)).wait()
+    new, total = step(cache, devrt.asarray(np.full((1, 3), 7, np.float32)))
+    assert new.numpy().sum() == 21 and total.item() == 8 * 21
+    assert positive(x).numpy().sum() == kept.numpy().sum() == other.numpy().sum() == 0
+
+
+def test_closed_over_and_donated_elsewhere_is_an_error() -> None:
+    cache = devrt.asarray(np.ones((8, 3), np.float32), copy=True)
+    reads = devrt.capture(lambda x: x + cache)
+    x = devrt.ones((8, 3)).wait()
+    assert reads(x).numpy().sum() == 48
+    devrt.capture(lambda cache, row: devrt.update_rows(cache, row, 2), donate=("cache",))(cache, devrt.ones((1, 3)) * 7)
+    with pytest.raises(devrt.InvalidArgument, match="was donated"):
+        reads(x)
