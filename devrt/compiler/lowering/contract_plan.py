@@ -14,6 +14,7 @@ _GROUP_FMAS = 1 << 19  # below this a group is too short for what handing it out
 _PAGE = 4096
 _FEW_ROWS = 4  # up to here a panel is so wide that walking down it reads memory well
 _SPILL = 10  # cycles a vector of sums, stored by one K block and read by the next; measured, the short loops' ends included
+_MOST_VECTORS = 8  # of a register tile
 _LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
 
 
@@ -106,9 +107,17 @@ class ContractionPlan:
 
 
 def plan_shape(s: Shape, t: Tuning) -> ContractionPlan:
-    """The cheapest plan by the cost model, for the machine `t`."""
+    """The cheapest plan by the cost model, for the machine `t`; tiles as narrow as its shared memory asks for."""
+    for most_vectors in range(_MOST_VECTORS, 0, -1):
+        best = _best(s, t, most_vectors)
+        if best.scratch_bytes <= t.scratch_bytes:
+            break
+    return best
+
+
+def _best(s: Shape, t: Tuning, most_vectors: int) -> ContractionPlan:
     words = max(1, s.bits // 32)
-    rows, vectors = _register_tile(s, t, words)
+    rows, vectors = _register_tile(s, t, words, most_vectors)
     m, n = Axis(s.m, rows, 1), Axis(s.n, min(vectors * t.lanes, max(1, s.n)), 1)
     if s.n > n.tile or n.tile % t.lanes:
         n = Axis(s.n, -(-n.tile // t.lanes) * t.lanes, 1)
@@ -133,11 +142,11 @@ def _axis_tiles(size: int, tile: int) -> list[tuple[int, int]]:
     return [(count, width) for count, width in ((size // tile, tile), (1, size % tile)) if count and width]
 
 
-def _register_tile(s: Shape, t: Tuning, words: int) -> tuple[int, int]:
+def _register_tile(s: Shape, t: Tuning, words: int, most_vectors: int) -> tuple[int, int]:
     """Rows and vectors: accumulators, one vector of b a column and one broadcast a fit the registers."""
     best = (float("inf"), 1, 1)
     spare = t.vector_registers - words * (1 if s.fused else 2)
-    for vectors in range(1, max(1, min(8, -(-s.n // t.lanes), spare // words - 1)) + 1):
+    for vectors in range(1, max(1, min(most_vectors, -(-s.n // t.lanes), spare // words - 1)) + 1):
         for rows in range(1, max(1, min((spare // words - vectors) // vectors, s.m)) + 1):
             kinds = [(cm * cn, r, -(-w // t.lanes)) for cm, r in _axis_tiles(s.m, rows)
                      for cn, w in _axis_tiles(s.n, vectors * t.lanes)]
