@@ -169,12 +169,15 @@ def permlane64(w: Writer, i: Instruction) -> None:
     w.set_v(w.vcode(i.destinations[0]), moved)
 
 
+def _offset(i: Instruction) -> int:
+    return i.fields["offset0"] | i.fields["offset1"] << 8
+
+
 def bpermute(w: Writer, i: Instruction) -> None:
     """Each lane reads the lane at address / 4; inactive sources give 0."""
-    assert i.memory is not None
     t = w.vec("i32")
     addr, data = i.sources
-    where = w.op(f"add {t} {w.dword(addr)}, splat (i32 {i.memory.offset})")
+    where = w.op(f"add {t} {w.dword(addr)}, splat (i32 {_offset(i)})")
     lane = w.op(f"and {t} {w.op(f'lshr {t} {where}, splat (i32 2)')}, splat (i32 {w.wave - 1})")
     masked = w.op(f"select {w.mask} {w.exec_mask()}, {t} {w.dword(data)}, {t} zeroinitializer")
     w.set_v(w.vcode(i.destinations[0]), pick_lanes(w, masked, lane))
@@ -182,10 +185,9 @@ def bpermute(w: Writer, i: Instruction) -> None:
 
 def permute(w: Writer, i: Instruction) -> None:
     """Each active lane writes to the lane at address / 4; the highest lane wins."""
-    assert i.memory is not None
     t = w.vec("i32")
     addr, data = i.sources
-    where = w.op(f"add {t} {w.dword(addr)}, splat (i32 {i.memory.offset})")
+    where = w.op(f"add {t} {w.dword(addr)}, splat (i32 {_offset(i)})")
     lane = w.op(f"and {t} {w.op(f'lshr {t} {where}, splat (i32 2)')}, splat (i32 {w.wave - 1})")
     r = w.call(t, "push", (t, w.dword(data)), (t, lane), (w.iw, w.exec()), declare=False)
     w.set_v(w.vcode(i.destinations[0]), r)
@@ -193,8 +195,7 @@ def permute(w: Writer, i: Instruction) -> None:
 
 def swizzle(w: Writer, i: Instruction) -> None:
     """ds_swizzle: quads rearranged, or and, or, xor of the lane's number within 32. Source: "RDNA 3 ISA", DS_SWIZZLE_B32."""
-    assert i.memory is not None
-    t, offset = w.vec("i32"), i.memory.offset
+    t, offset = w.vec("i32"), _offset(i)
     numbers = []
     for lane in range(w.wave):
         if offset >> 15:
