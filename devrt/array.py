@@ -362,7 +362,7 @@ def _wrapped(raw: np.ndarray[Any, Any], dtype: DType, device: str | None, copy: 
         raise InvalidArgument("this array cannot be read in place",
                               evidence=f"strides {raw.strides}, dtype {raw.dtype}",
                               remedy="pass copy=None, or an aligned C-contiguous array")
-    target = registry.open(device or "cpu")
+    target = registry.open(device)
     here = shared(target)
     if not here and copy is False:
         raise InvalidArgument(f"{target.uri} cannot read this array in place", remedy="pass copy=None")

@@ -30,12 +30,17 @@ class DeviceInfo:
     memory_bytes: int
 
 
-def open(uri: str = "cpu") -> Device:
-    """The device of that URI, the same object for every caller in this process until it is closed.
+def default() -> str:
+    """The URI of the device that arrays are made on where none is named: $DEVRT_DEVICE, or cpu."""
+    return os.environ.get("DEVRT_DEVICE") or "cpu"
+
+
+def open(uri: str | None = None) -> Device:
+    """The device of that URI (`default()` unless given), the same object for every caller in this process until it is closed.
 
     Raises InvalidArgument for what is no URI, DeviceNotFound or Unsupported where no device stands behind it.
     """
-    parsed = parse_uri(uri)
+    parsed = parse_uri(default() if uri is None else uri)
     key = str(parsed)
     with _lock:
         device = _open.get(key)

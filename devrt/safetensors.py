@@ -147,7 +147,7 @@ class File(Mapping[str, Array]):
 # Reading
 
 
-def open_file(path: str | os.PathLike[str], *, device: str = "cpu") -> File:
+def open_file(path: str | os.PathLike[str], *, device: str | None = None) -> File:
     """Open a file and check its whole header. Nothing of the data is read.
 
     Raises InvalidArgument (missing, no file, damaged, each with what was expected and found), PermissionDenied,
@@ -171,12 +171,12 @@ def open_file(path: str | os.PathLike[str], *, device: str = "cpu") -> File:
     return File(name, mapping, registry.open(device))
 
 
-def load(path: str | os.PathLike[str], *, device: str = "cpu") -> dict[str, Array]:
+def load(path: str | os.PathLike[str], *, device: str | None = None) -> dict[str, Array]:
     """Every tensor of a file by name. Raises what open_file and File[name] raise."""
     return dict(open_file(path, device=device))
 
 
-def load_checkpoint(folder: str | os.PathLike[str], *, device: str = "cpu") -> dict[str, Array]:
+def load_checkpoint(folder: str | os.PathLike[str], *, device: str | None = None) -> dict[str, Array]:
     """Every tensor of a checkpoint: of `model.safetensors` where it is there, else of the shards that
     `model.safetensors.index.json` names. Every shard is opened and every name checked before any array is made.
 

@@ -17,13 +17,13 @@ _lock = threading.RLock()
 _programs: dict[tuple[int, str], Program] = {}
 
 
-def device_of(roots: Sequence[Node], default: str = "cpu") -> Device:
+def device_of(roots: Sequence[Node], default: str | None = None) -> Device:
     """The one device that a graph is computed on: that of its arrays, and of its copies, whose sources may be elsewhere. Raises
     InvalidArgument where they are on several."""
     return _survey(roots, default)[0]
 
 
-def _survey(roots: Sequence[Node], default: str = "cpu") -> tuple[Device, list[Node]]:
+def _survey(roots: Sequence[Node], default: str | None = None) -> tuple[Device, list[Node]]:
     """(device_of the graph, the COPY nodes that are met first from the roots)"""
     devices: dict[int, Device] = {}
     copies = []
