@@ -171,8 +171,8 @@ class Driver:
                 | AllocFlag.COHERENT | AllocFlag.UNCACHED)
             self._event_page_handle = self._page_handle
         if gpu.id not in self._event_page_gpus:
+            self.map(self._page_handle, [*self._event_page_gpus, gpu.id])
             self._event_page_gpus.append(gpu.id)
-            self.map(self._page_handle, self._event_page_gpus)
 
     # ----- memory
 
@@ -267,9 +267,10 @@ class Driver:
     def create_event(self, kind: EventType = EventType.SIGNAL) -> int:
         """The id of a fresh event; a waiter consumes it."""
         with self.lock:
-            page, self._event_page_handle = self._event_page_handle, 0  # the first event brings the page
-            return int(self.call("CREATE_EVENT", "can't create an event", event_type=kind, auto_reset=1,
-                                 event_page_offset=page).event_id)
+            made = self.call("CREATE_EVENT", "can't create an event", event_type=kind, auto_reset=1,
+                             event_page_offset=self._event_page_handle)
+            self._event_page_handle = 0  # the first event brings the page
+            return int(made.event_id)
 
     def destroy_event(self, event: int) -> None:
         self.call("DESTROY_EVENT", f"can't destroy event {event}", event_id=event)
@@ -293,10 +294,10 @@ class Driver:
     def watch(self, device: AmdDevice) -> None:
         """Tell `device` of exceptions of its GPU until `unwatch`. The first device starts the thread that listens."""
         with self.lock:
-            if not self._alarms:
-                for kind in (EventType.MEMORY, EventType.HW_EXCEPTION):
+            for kind in (EventType.MEMORY, EventType.HW_EXCEPTION):
+                if kind not in self._alarms.values():
                     self._alarms[self.create_event(kind)] = kind
-                self._wake = self.create_event()
+            self._wake = self._wake or self.create_event()
             device.gpu.device = device
             self._watched += 1
             if self._watcher is None:

@@ -43,6 +43,7 @@ class Region:
         try:
             self.share(gpu)
         except BaseException:
+            self.user = ""
             self.release()
             raise
 
