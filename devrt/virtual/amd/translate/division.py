@@ -93,8 +93,13 @@ def div_fmas(w: Writer, i: Instruction) -> None:
     out = i.destinations[0]
     a, b, c = (w.value(o) for o in i.sources[:3])
     t = w.vtype(out.type)
+    k = _Lanes(w, out.type)
     r = w.intrinsic("fma", out.type, a, b, c)
-    scaled = w.op(f"fmul {t} {r}, {w.const(out.type, 2.0**32 if out.type == 'f32' else 2.0**64)}")
+    step, bias = _LIMITS[out.type][1], 127 if out.type == "f32" else 1023
+    # A scaled denominator made the quotient small, though still above 1; a scaled numerator made it large, though below.
+    large = w.op(f"icmp sgt {k.i32} {k.exponent(c)}, splat (i32 {bias})")
+    factor = k.pick(large, w.const(out.type, 2.0**step), w.const(out.type, 2.0**-step))
+    scaled = w.op(f"fmul {t} {r}, {factor}")
     raised = w.op(f"bitcast {w.iw} {w.vcc()} to {w.mask}")
     w.result(i, out, w.op(f"select {w.mask} {raised}, {t} {scaled}, {t} {r}"))
 
