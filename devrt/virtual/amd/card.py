@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -13,6 +15,7 @@ from devrt.virtual.amd.memory import AddressSpace, PageFile, pages
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults
 
+APART = 4 << 30  # bytes
 QueueKind = Literal["pm4", "aql", "sdma"]
 
 
@@ -53,6 +56,24 @@ class Pool:
         self.file, self._host = PageFile(name, nbytes), host
         # Nothing is taken before it is touched: the size costs addresses only.
         self.base = host.mmap(self.file.fd, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE)
+        self.apart: dict[int, int] = {}  # offset -> address: pages beyond `nbytes`, mapped one by one
+
+    def take_apart(self, nbytes: int) -> Store:
+        """Fresh zero pages at a multiple of APART in the file: for a program that maps the file itself, and takes the low half
+        of what it is told for a place inside its mapping (libhsakmt before 6). Raises OSError: ENOMEM."""
+        offset = next(n for n in itertools.count(APART, APART) if n not in self.apart)
+        os.ftruncate(self.file.fd, max(os.fstat(self.file.fd).st_size, offset + nbytes))
+        self.apart[offset] = self._host.mmap(self.file.fd, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, offset)
+        return Store(self, offset, nbytes)
+
+    def give(self, offset: int, nbytes: int) -> None:
+        """Take back what a Store held."""
+        address = self.apart.pop(offset, 0)
+        if not address:
+            self.file.give(offset, nbytes)
+            return
+        self._host.munmap(address, nbytes)
+        punch_hole(self.file.fd, offset, nbytes)
 
     def close(self) -> None:
         self._host.munmap(self.base, self.file.nbytes)
@@ -72,7 +93,7 @@ class Store:
 
     @property
     def host(self) -> int:
-        return self.pool.base + self.offset
+        return self.pool.apart.get(self.offset) or self.pool.base + self.offset
 
     def bytes(self) -> memoryview:
         return view(self.host, self.nbytes)
@@ -84,7 +105,7 @@ class Store:
     def drop(self) -> None:
         self.references -= 1
         if not self.references:
-            self.pool.file.give(self.offset, self.nbytes)
+            self.pool.give(self.offset, self.nbytes)
             if self.card is not None:
                 self.card.account(self.vram, -self.nbytes)
                 del self.card.live[self.offset]

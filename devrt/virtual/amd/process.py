@@ -121,7 +121,7 @@ class Process:
     def doorbells(self, device: ProcessDevice) -> Store:
         """The slice of doorbells on a GPU, made when it is first asked for."""
         if device.doorbells is None:
-            device.doorbells = take(self._pool, DOORBELL_BYTES, DOORBELL_BYTES)
+            device.doorbells = self._pool.take_apart(DOORBELL_BYTES)
         return device.doorbells
 
     def own_event_page(self) -> Store:

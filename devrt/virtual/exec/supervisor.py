@@ -54,7 +54,7 @@ class Supervisor:
     """Of the child `pid` and all that comes from it."""
 
     def __init__(self, pid: int, listener: int, arch: Arch, files: VirtualFiles, trace: bool = False) -> None:
-        self._first, self._status = pid, 0
+        self._first, self._status = pid, -1  # no wait status yet
         self._listener = Listener(LinuxSystem(), listener)
         self._arch, self._files, self._trace = arch, files, trace
         self._names = {number: name for name, number in arch.numbers.items()}
@@ -92,7 +92,9 @@ class Supervisor:
                         self._ended(fd)
                     elif event & select.POLLIN:
                         self._take()
-                    else:  # nobody is left who could ask
+                    elif self._status < 0:  # nobody is left who could ask
+                        return os.waitpid(self._first, 0)[1]
+                    else:
                         return self._status
         finally:
             for process in self._processes.values():
