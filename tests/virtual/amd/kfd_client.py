@@ -190,4 +190,11 @@ def client(system: VirtualSystem, acquire: bool = True) -> Iterator[Client]:
         made.close()
 
 
+def entry(made: Client, va: int, gpu: int = 0) -> int:
+    """What the page table of a GPU says of an address."""
+    vm = driver(made.system).processes[os.getpid()].devices[made.gpus[gpu]].vm
+    assert vm is not None
+    return vm.space.entry(va)
+
+
 ALL_GFX = tuple(MODELS)

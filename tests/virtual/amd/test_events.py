@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,13 +15,7 @@ from devrt.ioctl.system import MAP_SHARED, PROT_READ, PROT_WRITE, view
 from devrt.virtual.amd.events import FIRST_OTHER, INFINITE, UNSIGNALLED, Events
 from devrt.virtual.amd.machine import Notify
 from devrt.virtual.amd.memory import MemoryFault
-from tests.virtual.amd.kfd_client import VRAM, Client, FakeEngine, client, machine, refused
-
-
-@pytest.fixture
-def one() -> Iterator[Client]:
-    with machine("gfx1100") as system, client(system) as made:
-        yield made
+from tests.virtual.amd.kfd_client import VRAM, Client, FakeEngine, refused
 
 
 @pytest.fixture
