@@ -66,7 +66,8 @@ def div_scale(w: Writer, i: Instruction) -> None:
     apart = w.op(f"sub {k.i32} {k.exponent(z)}, {k.exponent(y)}")
     up, down = (convert.scale(w, x, f"splat (i32 {n})", type) for n in (step, -step))
     one = w.const(type, 1.0)
-    tiny_inverse = k.denormal(w.op(f"fdiv {k.t} {one}, {y}"))
+    # The inverse is taken in float64, where that of a float32 is never denormal.
+    tiny_inverse = k.denormal(w.op(f"fdiv {k.t} {one}, {y}")) if type == "f64" else "zeroinitializer"
     tiny_quotient = k.denormal(w.op(f"fdiv {k.t} {z}, {y}"))
     of_y = k.pick(k.same(x, y), up, x)
     of_z = k.pick(k.same(x, z), up, x)
@@ -125,7 +126,8 @@ def div_fixup(w: Writer, i: Instruction) -> None:
         _, _, _, under, top, _ = _LIMITS[type]
         apart = w.op(f"sub {k.i32} {k.exponent(z)}, {k.exponent(y)}")
         cases.append((w.op(f"icmp slt {k.i32} {apart}, splat (i32 {under})"), signed(zero)))
-        cases.append((w.op(f"icmp eq {k.i32} {k.exponent(y)}, splat (i32 {top})"), signed(infinity)))
+        # The manual says the denominator's exponent, which cannot be reached; a quotient that overflowed is no number by now.
+        cases.append((w.op(f"icmp eq {k.i32} {k.exponent(q)}, splat (i32 {top})"), signed(infinity)))
     value = signed(w.intrinsic("fabs", type, q))
     for condition, then in reversed(cases):
         value = k.pick(condition, then, value)
