@@ -228,9 +228,6 @@ class Machine:
         """How GPU `first` reaches the memory of GPU `second`; None where it can't."""
         return self.links.get((first, second))
 
-    def gpu(self, gpu_id: int) -> GpuNode | None:
-        return next((gpu for gpu in self.gpus if gpu.gpu_id == gpu_id), None)
-
 
 _TOPOLOGY = re.compile(r"(?:(?P<count>[1-9]\d?)x)?(?P<gfx>gfx[0-9a-f]+)(?:-(?P<way>nop2p|pcie))?")
 MOST_GPUS = 16
