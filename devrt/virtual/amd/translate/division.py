@@ -100,9 +100,34 @@ def div_fmas(w: Writer, i: Instruction) -> None:
     # A scaled denominator made the quotient small, though still above 1; a scaled numerator made it large, though below.
     large = w.op(f"icmp sgt {k.i32} {k.exponent(c)}, splat (i32 {bias})")
     factor = k.pick(large, w.const(out.type, 2.0**step), w.const(out.type, 2.0**-step))
-    scaled = w.op(f"fmul {t} {r}, {factor}")
+    scaled = _scaled_once(w, out.type, (a, b, c), r, factor)
     raised = w.op(f"bitcast {w.iw} {w.vcc()} to {w.mask}")
     w.result(i, out, w.op(f"select {w.mask} {raised}, {t} {scaled}, {t} {r}"))
+
+
+def _scaled_once(w: Writer, type: str, terms: tuple[str, str, str], r: str, factor: str) -> str:
+    """factor * fma(terms), rounded once: r is the rounded fma.
+
+    A float32 sum is taken in float64, which holds what decides a tie: the correction of a quotient is above 2^-48 of it. A
+    float64 one is rounded to odd first, good for results that lose two bits or more to denormals.
+    """
+    d = w.vec("double")
+    if type == "f32":
+        f = w.vec("float")
+        x, y, z, by = (w.op(f"fpext {f} {v} to {d}") for v in (*terms, factor))
+        total = w.intrinsic("fma", "f64", x, y, z)
+        return w.op(f"fptrunc {d} {w.op(f'fmul {d} {total}, {by}')} to {f}")
+    i = w.vec("i64")
+    a, b, c = terms
+    error = w.intrinsic("fma", "f64", a, b, w.op(f"fsub {d} {c}, {r}"))
+    inexact = w.op(f"fcmp one {d} {error}, zeroinitializer")
+    bits_ = w.op(f"bitcast {d} {r} to {i}")
+    even = w.op(f"icmp eq {i} {w.op(f'and {i} {bits_}, splat (i64 1)')}, zeroinitializer")
+    other = w.op(f"bitcast {d} {error} to {i}")
+    same_sign = w.op(f"icmp sge {i} {w.op(f'xor {i} {bits_}, {other}')}, zeroinitializer")
+    step = w.op(f"select {w.mask} {same_sign}, {i} splat (i64 1), {i} splat (i64 -1)")
+    odd = w.op(f"select {w.mask} {w.op(f'and {w.mask} {inexact}, {even}')}, {i} {w.op(f'add {i} {bits_}, {step}')}, {i} {bits_}")
+    return w.op(f"fmul {d} {w.op(f'bitcast {i} {odd} to {d}')}, {factor}")
 
 
 @_named("v_div_fixup_f32", "v_div_fixup_f64", "v_div_fixup_f16")
