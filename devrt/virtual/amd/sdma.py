@@ -134,6 +134,8 @@ class Sdma:
     def _poll(self, p: Packet) -> Iterator[Step]:
         if p["hdp_flush"]:
             return
+        if not p["mem_poll"] and not p["func"]:  # waits for nothing: how ROCr flushes HDP on GFX9 (amd_blit_sdma.cpp)
+            return
         if not p["mem_poll"]:
             raise BadCommand(f"a user queue waits for no register ({p['address']:#x})")
         if not p["mask"] and p["func"]:

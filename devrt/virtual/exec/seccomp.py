@@ -134,4 +134,5 @@ class Listener:
         return True
 
     def close(self) -> None:
-        os.close(self.fd)
+        fd, self.fd = self.fd, -1  # a thread that still waits must not answer on what gets the number next
+        os.close(fd)

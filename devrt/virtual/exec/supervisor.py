@@ -11,7 +11,7 @@ import os
 import select
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,16 @@ class Asked:
         """An argument as C's int."""
         value = self.args[index] & 0xFFFFFFFF
         return value - (1 << 32) if value >> 31 else value
+
+
+@contextlib.contextmanager
+def _whoever_asked() -> Iterator[None]:
+    """An answer that nobody waits for any more is dropped: the thread is gone (ENOENT), or all are (EBADF)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EBADF):
+            raise
 
 
 class Supervisor:
@@ -118,7 +128,7 @@ class Supervisor:
             self._answer(asked, handler)
 
     def _answer(self, asked: Asked, handler: Callable[[Asked], int | None]) -> None:
-        with contextlib.suppress(FileNotFoundError):  # who asked is gone
+        with _whoever_asked():
             try:
                 value = handler(asked)
             except OSError as error:
