@@ -23,6 +23,7 @@ from devrt.device import (
     URI,
     Buffer,
     CommandList,
+    DeviceHang,
     DeviceLost,
     DevrtError,
     InvalidArgument,
@@ -42,6 +43,7 @@ LDS_BYTES = 64 << 10  # of a group
 MAX_PRIVATE_BYTES = 64 << 10  # of scratch a lane: what a gfx9 wave's TMPRING_SIZE can say is more
 MAX_WAVES = 4095  # TMPRING_SIZE.WAVES
 DRAIN_TIMEOUT_S = 5.0
+TRIAL_TIMEOUT_S = 2.0
 CALIBRATION_BYTES = 64 << 20
 FMA_PER_LANE = {9: 1, 10: 1, 11: 2, 12: 2}  # RDNA3 and later issue two a clock
 
@@ -53,7 +55,7 @@ class AmdDevice:
 
     def __init__(self, uri: str, system: System, index: int = 0) -> None:
         self.uri, self.index = uri, index
-        self.gpu: Gpu = connect(system).attach(index)
+        self.gpu: Gpu = connect(system, index).attach(index)
         node = self.gpu.node
         if self.gpu.device is not None:
             raise InvalidArgument(f"{uri} is open already", evidence=repr(self.gpu.device), remedy="use devrt.open()")
@@ -85,6 +87,8 @@ class AmdDevice:
             self._queues = (self.compute,)
             self.transfer = AmdQueue(self, "transfer", False)
             self._queues = (self.compute, self.transfer)
+            if self.gpu.driver.renewed:
+                self._try()
         except BaseException:
             self.close()
             raise
@@ -327,6 +331,14 @@ class AmdDevice:
 
     def _allocator(self, source: GpuMemory) -> Allocator:
         return Allocator(source, self.retirement, self._drain)
+
+    def _try(self) -> None:
+        """Raises DeviceLost where the driver takes queues and does not run them, as in a context that had a fault."""
+        try:
+            self.compute.wait(self.compute.submit(self.command_list()), TRIAL_TIMEOUT_S)
+        except DeviceHang as hang:
+            raise DeviceLost(f"{self.uri} was opened again after a fault, and runs nothing", evidence=hang.evidence,
+                             remedy="start the process again") from hang
 
     def _submitted(self) -> tuple[int, ...]:
         return tuple(queue.submitted for queue in self._queues)

@@ -1,8 +1,10 @@
 """The compute driver of one process: /dev/kfd, the GPUs behind it, and the events that say what went wrong.
 
 A process has one context in the driver, and it lasts as long as the process: a GPU's address space belongs to the first
-render node that was given with it, so the nodes stay open when devices are closed. Every call is one of the table in
-devrt.ioctl.kfd; failures come as devrt's errors.
+render node that was given with it, so the nodes stay open when devices are closed. After a fault the driver runs none of the
+context's queues on that GPU any more, new ones included; interface 1.19 can give the process another context.
+
+Every call is one of the table in devrt.ioctl.kfd; failures come as devrt's errors.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 NODE = "/dev/kfd"
 MAJOR, MINOR = 1, 11  # the oldest interface devrt speaks: Linux 6.1
-_RUNTIME_ENABLE, _AVAILABLE_MEMORY = 13, 9  # minors that brought these calls
+_AVAILABLE_MEMORY, _RUNTIME_ENABLE, _CREATE_PROCESS = 9, 13, 19  # minors that brought these calls
 PAGE = 4096
 EVENT_PAGE_BYTES = 8 * 4096  # one u64 for each signal event
 DOORBELL_BYTES = 8192  # a process's doorbells of one GPU, 8 bytes each
@@ -48,13 +50,15 @@ _drivers: dict[int, Driver] = {}  # by the identity of their System
 _lock = threading.Lock()
 
 
-def connect(system: System) -> Driver:
-    """The driver context of this process behind `system`, opened once. Raises DeviceNotFound, PermissionDenied,
-    DriverMismatch."""
+def connect(system: System, index: int = -1) -> Driver:
+    """The driver context of this process behind `system`, opened once, and again where GPU `index` was stopped in it. Raises
+    DeviceNotFound, PermissionDenied, DriverMismatch, DeviceLost."""
     with _lock:
         found = _drivers.get(id(system))
         if found is None:
             found = _drivers[id(system)] = Driver(system)
+        elif 0 <= index < len(found.gpus) and found.gpus[index].stopped:
+            found = _drivers[id(system)] = found.renew()
         return found
 
 
@@ -66,6 +70,7 @@ class Gpu:
         self.vm = -1
         self.vm_limit = 0
         self.device: AmdDevice | None = None
+        self.stopped = False  # whether the driver runs nothing more on it
         self._doorbells = 0
         self._doorbell_users = 0
 
@@ -87,10 +92,11 @@ class Gpu:
 
 
 class Driver:
-    """One process's context of amdkfd. `interface` is the version (major, minor) it speaks."""
+    """One process's context of amdkfd. `interface` is the version (major, minor) it speaks; `renewed`: it follows one that
+    was stopped."""
 
-    def __init__(self, system: System) -> None:
-        self.system = system
+    def __init__(self, system: System, renewed: bool = False) -> None:
+        self.system, self.renewed = system, renewed
         self.fd = _open(system)
         try:
             with reported_as("the compute driver does not say its version"):
@@ -99,6 +105,9 @@ class Driver:
                 raise DriverMismatch(f"the compute driver speaks interface {_dotted(self.interface)}, "
                                      f"devrt {MAJOR}.{MINOR} and newer of {MAJOR}.x", evidence=f"{NODE}: GET_VERSION",
                                      remedy="use Linux 6.1 or newer" if self.interface < (MAJOR, MINOR) else "update devrt")
+            if renewed and self.interface >= (1, _CREATE_PROCESS):
+                with reported_as("the compute driver gives this process no second context"):
+                    system.ioctl(self.fd, KFD.request("AMDKFD_IOC_CREATE_PROCESS"), 0)
             self.topology = topology.read(system, caches=False)
             self.gpus = [Gpu(self, node) for node in self.topology.gpus]
         except BaseException:
@@ -139,6 +148,8 @@ class Driver:
                 KFD.call(self.system, self.fd, "AMDKFD_IOC_ACQUIRE_VM", drm_fd=fd, gpu_id=gpu.id)
             except OSError as error:
                 taken = error.errno == errno.EBUSY
+                if taken and self.renewed:
+                    raise _stopped(gpu) from error
                 raise devrt_error(error, f"can't take the address space of AMD GPU {gpu.id:#x}",
                                   remedy="another runtime of this process (ROCm?) has it: use one of them" if taken else "") \
                     from error
@@ -335,6 +346,7 @@ class Driver:
         for gpu in self.gpus:
             device = gpu.device
             if device is not None and gpu.id == gpu_id:
+                gpu.stopped = True
                 device.fail(faults.error_of(kind, data, device))
 
     # ----- the end
@@ -346,10 +358,23 @@ class Driver:
         except OSError as error:
             raise devrt_error(error, what) from error
 
+    def renew(self) -> Driver:
+        """A context that follows this one. Raises DeviceLost where that takes closing other devices."""
+        if not self._watched:
+            self._close()
+        elif self.interface < (1, _CREATE_PROCESS):
+            raise DeviceLost("a GPU that faulted is not opened again beside others",
+                             evidence=f"interface {_dotted(self.interface)}",
+                             remedy="close the other AMD devices of this process too, then open all again")
+        return Driver(self.system, renewed=True)
+
     def close(self) -> None:
         """Give everything back; on a real system the process can't attach to its GPUs again. No device may be open."""
         with _lock:
             _drivers.pop(id(self.system), None)
+        self._close()
+
+    def _close(self) -> None:
         with self.lock:
             for event in [*self._alarms, *([self._wake] if self._wake else [])]:
                 self.destroy_event(event)
@@ -383,6 +408,11 @@ def _open(system: System) -> int:
             raise DeviceLost("the AMD driver is resetting a GPU", evidence=f"{NODE}: EAGAIN",
                              remedy="try again in some seconds") from error
         raise devrt_error(error, f"can't open {NODE}") from error
+
+
+def _stopped(gpu: Gpu) -> DeviceLost:
+    return DeviceLost(f"the driver runs nothing more on AMD GPU {gpu.id:#x} for this process since a fault",
+                      remedy="start the process again; Linux with interface 1.19 could open the GPU anew")
 
 
 def _dotted(number: tuple[int, int]) -> str:
