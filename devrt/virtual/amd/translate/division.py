@@ -75,7 +75,7 @@ def div_scale(w: Writer, i: Instruction) -> None:
         (k.either(k.zero(z), k.zero(y)), w.const(type, float("nan")), False),
         (w.op(f"icmp sge {k.i32} {apart}, splat (i32 {far})"), of_y, True),
         (k.denormal(y), up, False),
-        (k.both(tiny_inverse, tiny_quotient), of_y, True),
+        (k.both(tiny_inverse, tiny_quotient), k.pick(k.same(x, y), down, x), True),  # the manual says up, which overflows
         (tiny_inverse, down, False),
         (tiny_quotient, of_z, True),
         (w.op(f"icmp sle {k.i32} {k.exponent(z)}, splat (i32 {low})"), up, False),
@@ -127,7 +127,10 @@ def _scaled_once(w: Writer, type: str, terms: tuple[str, str, str], r: str, fact
     same_sign = w.op(f"icmp sge {i} {w.op(f'xor {i} {bits_}, {other}')}, zeroinitializer")
     step = w.op(f"select {w.mask} {same_sign}, {i} splat (i64 1), {i} splat (i64 -1)")
     odd = w.op(f"select {w.mask} {w.op(f'and {w.mask} {inexact}, {even}')}, {i} {w.op(f'add {i} {bits_}, {step}')}, {i} {bits_}")
-    return w.op(f"fmul {d} {w.op(f'bitcast {i} {odd} to {d}')}, {factor}")
+    plain = w.op(f"fmul {d} {r}, {factor}")  # exact unless denormal
+    tiny = w.op(f"fcmp olt {d} {w.intrinsic('fabs', 'f64', plain)}, {w.const('f64', 2.0**-1022)}")
+    careful = w.op(f"fmul {d} {w.op(f'bitcast {i} {odd} to {d}')}, {factor}")
+    return w.op(f"select {w.mask} {tiny}, {d} {careful}, {d} {plain}")
 
 
 @_named("v_div_fixup_f32", "v_div_fixup_f64", "v_div_fixup_f16")
