@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from devrt.doctor import exercise, gpus, host, log, nodes, pcie
+from devrt.doctor import amd, amd_health, exercise, gpus, host, log, nodes, pcie
 from devrt.doctor.findings import Finding, Reader, Severity
 from devrt.ioctl.system import System
 
@@ -25,7 +25,8 @@ def diagnose(system: System, *, uris: Callable[[], Sequence[str]] | None = None,
     """
     reader = Reader(system)
     found = gpus.find(reader)
-    expected = nodes.expected(reader, found)
+    ours = amd.find(reader, found)
+    expected = nodes.expected(reader, found, ours)
     findings = [
         host.kernel(reader),
         *host.cpu(reader),
@@ -33,8 +34,9 @@ def diagnose(system: System, *, uris: Callable[[], Sequence[str]] | None = None,
         *host.iommu(reader, found),
         *gpus.check(reader, found),
         *nodes.check(reader, expected),
-        *nodes.kfd_topology(reader, found),
+        *amd.check(reader, ours),
         *pcie.check(reader, found),
+        *amd_health.check(reader, ours),
         *log.check(reader),
     ]
     if uris is not None and opener is not None:

@@ -62,6 +62,13 @@ class Reader:
             self._remember(path, error)
             return None
 
+    def bytes(self, path: str, limit: int = TEXT_LIMIT) -> bytes | None:
+        try:
+            return self.system.read_bytes(path, limit)
+        except OSError as error:
+            self._remember(path, error)
+            return None
+
     def names(self, path: str) -> list[str]:
         try:
             return self.system.list_dir(path)

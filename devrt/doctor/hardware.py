@@ -69,7 +69,6 @@ MODELS = {
 NVIDIA_BRANCHES = (570, 580, 590, 595)
 
 # KFD interface versions that bring something devrt uses. Linux include/uapi/linux/kfd_ioctl.h, the list at its top.
-KFD_MAJOR = 1
 KFD_FEATURES = {
     (1, 12): "dma-buf export, without which copies between GPUs pass through the host",
     (1, 13): "runtime enable, without which a debugger can't attach to devrt's queues",

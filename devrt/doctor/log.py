@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from devrt.doctor.amd_tables import fault_status
 from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader, Severity
 from devrt.ioctl.errors import errno_name
 from devrt.ioctl.system import LogLine
@@ -37,19 +38,31 @@ PATTERNS = tuple(Pattern(*row) for row in (
      "reboot, or unload and load the nvidia modules", "open-gpu-kernel-modules kernel-open/nvidia/nv.c"),
     ("amdgpu-ring", ERROR, rf"amdgpu {_PCI}:.*ring \S+ timeout, signaled seq", "a queue stopped making progress", _RERUN,
      "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_job.c"),
+    ("amdgpu-recovered", NOTE, rf"amdgpu {_PCI}:.*ring \S+ timeout, but soft recovered", "a queue stopped and went on after "
+     "its kernel was ended", _RERUN, "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_job.c"),
+    ("amdgpu-queue", WARNING, rf"amdgpu {_PCI}:.*Queues reset on process", "the queues of one program were reset; others went on",
+     _RERUN, "Linux drivers/gpu/drm/amd/amdkfd/kfd_device_queue_manager.c"),
     ("amdgpu-fault", ERROR, rf"amdgpu {_PCI}:.*\[\w*hub\d?\] (?:no-retry |retry )?page fault",
      "a kernel touched memory that is not mapped", _RERUN, "Linux drivers/gpu/drm/amd/amdgpu/gmc_v*_0.c"),
-    ("amdgpu-lost", ERROR, rf"amdgpu {_PCI}:.*(?:device lost from bus|GPU Recovery Failed)",
+    ("amdgpu-lost", ERROR, rf"amdgpu {_PCI}:.*(?:device lost from bus|GPU Recovery Failed|GPU reset end with ret = -)",
      "the GPU fell off the bus or could not be reset", "reboot; " + _RESEAT, "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_device.c"),
     ("amdgpu-reset", WARNING, rf"amdgpu {_PCI}:.*(?:GPU reset begin|VRAM is lost due to GPU reset)",
      "the GPU was reset, and every program on it lost its work", "look at the lines before it for the cause",
      "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_device.c"),
-    ("amdgpu-mes", ERROR, rf"amdgpu {_PCI}:.*MES failed to respond to msg", "the scheduler firmware hangs", "reboot; update "
-     "linux-firmware", "Linux drivers/gpu/drm/amd/amdgpu/mes_v11_0.c, mes_v12_0.c"),
-    ("amdgpu-ras", ERROR, rf"amdgpu {_PCI}:.*(?:uncorrectable hardware errors|RAS poison consumption|in BAD status)",
+    ("amdgpu-mes", ERROR, rf"amdgpu {_PCI}:.*(?:MES failed to respond to msg|MES ring buffer is full|"
+     r"failed to \w+ hardware queue (?:to|from) MES)", "the scheduler firmware hangs", "reboot; update linux-firmware",
+     "Linux drivers/gpu/drm/amd/amdgpu/mes_v11_0.c, mes_v12_0.c"),
+    ("amdgpu-ras", ERROR, rf"amdgpu {_PCI}:.*(?:uncorrectable hardware errors|RAS poison consumption|in BAD status|"
+     r"RAS controller interrupt triggered|RAS records:\s*\d+ exceed threshold)",
      "memory or logic failed beyond correction", _COOL, "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_ras.c"),
     ("amdgpu-ecc", NOTE, rf"amdgpu {_PCI}:.*[^n]correctable hardware errors", "memory errors were corrected", _COOL,
      "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_ras.c"),
+    ("amdgpu-pages", WARNING, rf"amdgpu {_PCI}:.*Saved bad pages", "pages of memory were given up as bad",
+     "reboot, so that they are kept out of use; replace the card when their number grows",
+     "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_ras.c"),
+    ("amdgpu-psp", WARNING, rf"amdgpu {_PCI}:.*(?:PSP create ring failed|psp gfx command \S+ failed|PSP resume failed|"
+     r"memory training failed)", "the security processor failed, which starts and wakes the other parts",
+     "power off fully and on again; update linux-firmware", "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_psp.c"),
     ("amdgpu-firmware", ERROR, r"amdgpu.*(?:failed to load ucode|PSP firmware loading failed|PSP load \w+ failed)|"
      r"Direct firmware load for amdgpu/\S+ failed", "the GPU's firmware could not be loaded", "install firmware-amd-graphics "
      "(or linux-firmware), then sudo update-initramfs -u and reboot", "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_psp.c"),
@@ -73,6 +86,11 @@ PATTERNS = tuple(Pattern(*row) for row in (
     ("amdgpu-bar", NOTE, rf"amdgpu {_PCI}:.*Not enough PCI address space for a large BAR", "the firmware left no room to show "
      "the host all of the GPU's memory", "turn on above-4G decoding in the firmware set-up",
      "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_device.c"),
+    ("amdgpu-atomics", WARNING, rf"amdgpu {_PCI}:.*PCIE atomic ops is not supported", "the slot does not pass PCIe atomics, so "
+     "kernels and the host can't count together", "use a slot that is wired to the processor, not to the chip set",
+     "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_device.c"),
+    ("amdgpu-peer", WARNING, rf"amdgpu(?: {_PCI})?:.*Failed to map peer", "one GPU could not be shown another's memory",
+     "turn on resizable BAR, and boot with iommu=pt", "Linux drivers/gpu/drm/amd/amdgpu/amdgpu_amdkfd_gpuvm.c"),
     ("machine-check", WARNING, r"mce: \[Hardware Error\]|EDAC .*(?:CE|UE) ", "the processor or its memory reported an error",
      "test the memory; if errors come back, replace the module", "Linux arch/x86/kernel/cpu/mce/core.c, drivers/edac/edac_mc.c"),
     ("out-of-memory", WARNING, r"(?:Out of memory|Memory cgroup out of memory): Killed process", "the kernel killed a program "
@@ -129,13 +147,13 @@ def check(reader: Reader) -> Iterator[Finding]:
         yield Finding("kernel-log", NOTE, "the kernel log could not be read, so past GPU errors are unknown",
                       errno_name(error.errno or 0), "run `sudo devrt doctor`, or allow it: sudo sysctl kernel.dmesg_restrict=0")
         return
-    seen: dict[tuple[str, str, str], list[LogLine]] = {}
-    for line in lines:
+    seen: dict[tuple[str, str, str], list[int]] = {}
+    for number, line in enumerate(lines):
         for pattern in PATTERNS:
             match = re.search(pattern.regex, line.text)
             if match:
                 groups = match.groupdict()
-                seen.setdefault((pattern.name, groups.get("xid") or "", groups.get("device") or ""), []).append(line)
+                seen.setdefault((pattern.name, groups.get("xid") or "", groups.get("device") or ""), []).append(number)
                 break
     if not seen:
         yield Finding("kernel-log", OK, "the kernel log tells of no GPU trouble", f"lines read: {len(lines)}")
@@ -143,9 +161,31 @@ def check(reader: Reader) -> Iterator[Finding]:
     for (name, xid, device), found in seen.items():
         severity, what, remedy = _xid(int(xid)) if xid else (rows[name].severity, rows[name].what, rows[name].remedy)
         times = f"{len(found)} times, last" if len(found) > 1 else "once,"
+        last, remedy = lines[found[-1]], remedy.replace("ADDRESS", _pci(device))
+        more = _page_fault(lines[found[-1] + 1:], device) if name == "amdgpu-fault" else ""
         yield Finding("kernel-log", severity, f"{name}{f' {xid}' if xid else ''}{f' on {device}' if device else ''}: {what}",
-                      f"{times} {found[-1].seconds:.1f} s after boot: {found[-1].text[:160]}",
-                      remedy.replace("ADDRESS", _pci(device)))
+                      f"{times} {last.seconds:.1f} s after boot: {last.text[:160]}{more}", remedy)
+
+
+_AFTER_FAULT = 10  # lines the driver writes about one page fault
+_FAULT_PARTS = {"page": r"in page starting at address (0x[0-9a-f]{1,16})", "client": r"Faulty UTCL2 client ID: (\w+)",
+                "status": r"L2_PROTECTION_FAULT_STATUS(?:_LO32)?:(0x[0-9A-Fa-f]{1,8})\b"}
+
+
+def _page_fault(lines: Sequence[LogLine], device: str) -> str:
+    """The lines after a page fault's first: address, status in words, and the block of the GPU that asked."""
+    said: dict[str, str] = {}
+    for line in lines[:_AFTER_FAULT]:
+        for name, regex in _FAULT_PARTS.items():
+            match = re.search(regex, line.text) if device in line.text else None
+            if match:
+                said.setdefault(name, match[1])
+        if "client" in said:
+            break
+    parts = [f"page {said['page']}"] if "page" in said else []
+    parts += [fault_status(int(said["status"], 16))] if "status" in said else []
+    parts += [f"asked by {said['client']}"] if "client" in said else []
+    return "".join(f"; {part}" for part in parts)
 
 
 def _xid(code: int) -> tuple[Severity, str, str]:

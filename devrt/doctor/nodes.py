@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from devrt.amd.driver import MAJOR, MINOR
+from devrt.doctor.amd import Amd, render_nodes
 from devrt.doctor.findings import ERROR, OK, WARNING, Finding, Reader
 from devrt.doctor.gpus import KGSL, Gpu
-from devrt.doctor.hardware import KFD_FEATURES, KFD_MAJOR
+from devrt.doctor.hardware import KFD_FEATURES
 from devrt.ioctl import drm, kfd
 from devrt.ioctl.errors import errno_name
 from devrt.ioctl.system import FileStat
@@ -28,17 +30,17 @@ class Node:
     opened: bool = True  # False where opening alone starts the GPU, which takes seconds
 
 
-def expected(reader: Reader, gpus: list[Gpu]) -> list[Node]:
+def expected(reader: Reader, gpus: list[Gpu], amd: Amd) -> list[Node]:
     """The nodes that the GPUs bound to their drivers should have, in the order they are opened."""
     nodes: list[Node] = []
-    amd = [gpu for gpu in gpus if gpu.vendor == 0x1002 and gpu.driven]
     nvidia = [gpu for gpu in gpus if gpu.vendor == 0x10DE and gpu.driven]
     udev = "sudo udevadm trigger, or pass the node to the container"
-    if amd:
+    if amd.gpus:
         nodes.append(Node("/dev/kfd", "AMD's compute driver", "use a kernel with CONFIG_HSA_AMD; in a container pass the node: "
                           "--device /dev/kfd", "kfd"))
-    nodes += [Node(f"/dev/dri/{name}", str(gpu), udev, "drm")
-              for gpu in amd for name in reader.names(f"{gpu.path}/drm") if name.startswith("renderD")]
+    render = {f"/dev/dri/{name}": str(gpu) for gpu in amd.gpus if amd.used(gpu)
+              for name in reader.names(f"{gpu.path}/drm") if name.startswith("renderD")} | dict(render_nodes(amd))
+    nodes += [Node(path, owner, udev, "drm") for path, owner in render.items()]
     if nvidia:
         nodes.append(Node("/dev/nvidiactl", "NVIDIA's driver", "sudo mknod -m 666 /dev/nvidiactl c 195 255", "nvidia"))
         nodes += [_nvidia_gpu(reader, gpu, index) for index, gpu in enumerate(nvidia)]
@@ -57,29 +59,6 @@ def expected(reader: Reader, gpus: list[Gpu]) -> list[Node]:
 def check(reader: Reader, nodes: list[Node]) -> Iterator[Finding]:
     for node in nodes:
         yield _check(reader, node)
-
-
-def kfd_topology(reader: Reader, gpus: list[Gpu]) -> Iterator[Finding]:
-    """Whether AMD's compute driver lists each GPU that amdgpu has."""
-    amd = [gpu for gpu in gpus if gpu.vendor == 0x1002 and gpu.driven]
-    base = "/sys/class/kfd/kfd/topology/nodes"
-    listed = {}
-    for name in reader.names(base) if amd else ():
-        properties = dict(re.findall(r"^(\w+) (\d+)$", reader.text(f"{base}/{name}/properties") or "", re.MULTILINE))
-        location, target = int(properties.get("location_id", 0)), int(properties.get("gfx_target_version", 0))
-        if target:
-            bus, slot, function = location >> 8, location >> 3 & 31, location & 7
-            address = f"{int(properties.get('domain', 0)):04x}:{bus:02x}:{slot:02x}.{function}"
-            units = int(properties.get("simd_count", 0)) // max(1, int(properties.get("simd_per_cu", 1)))
-            listed[address] = (f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}", units)
-    for gpu in amd:
-        if gpu.address in listed:
-            isa, units = listed[gpu.address]
-            yield Finding("kfd", OK, f"{gpu}: {isa} with {units} compute units", base)
-        else:
-            yield Finding("kfd", ERROR, f"{gpu}: amdgpu has it, but the compute driver does not list it",
-                          f"{base} lists {', '.join(listed) or 'no GPU'}",
-                          "read why: sudo dmesg | grep -i kfd; in a container, pass the GPU's render node to it")
 
 
 def _check(reader: Reader, node: Node) -> Finding:
@@ -125,10 +104,12 @@ def _answers(reader: Reader, node: Node, found: FileStat) -> Finding:
 
 
 def _kfd_version(version: tuple[int, int], rights: str) -> Finding:
-    evidence = f"interface {version[0]}.{version[1]}, {rights}"
-    if version[0] != KFD_MAJOR:
-        return Finding("node", ERROR, f"/dev/kfd speaks interface {version[0]}, devrt speaks {KFD_MAJOR}", evidence,
-                       "use the amdgpu driver of a mainline kernel")
+    newest = max(kfd.SINCE.values())
+    known = f" (devrt's tables end at {MAJOR}.{newest})" if version > (MAJOR, newest) else ""
+    evidence = f"interface {version[0]}.{version[1]}{known}, {rights}"
+    if version[0] != MAJOR or version < (MAJOR, MINOR):
+        return Finding("node", ERROR, f"/dev/kfd speaks interface {version[0]}.{version[1]}, devrt {MAJOR}.{MINOR} and newer of "
+                       f"{MAJOR}.x", evidence, "use the amdgpu driver of Linux 6.1 or newer")
     lacks = [what for needed, what in KFD_FEATURES.items() if version < needed]
     if lacks:
         return Finding("node", WARNING, f"/dev/kfd answers, but is too old for {'; '.join(lacks)}", evidence,

@@ -67,6 +67,9 @@ def _errors(reader: Reader, gpu: Gpu) -> Iterator[Finding]:
     for kind, total in (("correctable", "TOTAL_ERR_COR"), ("nonfatal", "TOTAL_ERR_NONFATAL"), ("fatal", "TOTAL_ERR_FATAL")):
         match = re.search(rf"^{total} (\d+)", reader.text(f"{gpu.path}/aer_dev_{kind}") or "", re.MULTILINE)
         counts[kind] = int(match[1]) if match else 0
+    replays = reader.text(f"{gpu.path}/pcie_replay_count") or ""  # amdgpu's: packets that were sent again
+    if replays.isdecimal() and 0 < len(replays) < 19:
+        counts["sent again"] = int(replays)
     if not any(counts.values()):
         return
     severity = ERROR if counts["fatal"] else WARNING if counts["nonfatal"] else NOTE

@@ -1,11 +1,13 @@
 """A System that serves a machine described in a YAML file: its files, links, device nodes, user and kernel log.
 
     host:    {user: ada, uid: 1000, groups: [1000], release: 6.1.0-18-amd64}     every field of Host has a default
-    files:   {/proc/cmdline: "quiet"}                        directories follow from paths; an int or float is its text
+    files:   {/proc/cmdline: "quiet"}                        directories follow from paths; an int or float is its text,
+                                                             and {hex: "7800 0103"} is bytes
     links:   {/sys/bus/pci/devices/0000:03:00.0/driver: ../../../bus/pci/drivers/amdgpu}
     nodes:   {/dev/kfd: {mode: 0o660, uid: 0, gid: 105, rdev: [235, 0]}}
     refused: {/sys/kernel/iommu_groups: EACCES}              what may not be read, with everything below it
     answers: {/dev/kfd: {AMDKFD_IOC_GET_VERSION: {major_version: 1, minor_version: 14}}}
+             of a list, the first whose `when` holds: [{when: {query: 31}, return_pointer: {hex: "01000000"}}]
     log:     text as `dmesg --raw` prints it, or the name of an errno
 
 A node without an answer for an ioctl says ENOTTY, and one whose answer is an errno's name says that. There is no memory
@@ -50,7 +52,7 @@ class MachineSystem:
         except TypeError as error:
             raise InvalidArgument("a machine's host has a field that devrt does not know", evidence=str(error),
                                   remedy=f"fields: {', '.join(vars(_HOST))}") from error
-        self._files = {path: str(text) for path, text in (description.get("files") or {}).items()}
+        self._files = {path: _bytes(text) for path, text in (description.get("files") or {}).items()}
         self._links: dict[str, str] = dict(description.get("links") or {})
         self._nodes: dict[str, dict[str, Any]] = dict(description.get("nodes") or {})
         self._refused: dict[str, str] = dict(description.get("refused") or {})
@@ -104,6 +106,8 @@ class MachineSystem:
         if table is None or name not in answers or isinstance(argument, int):
             _fail(errno.ENOTTY)
         answer = answers[name]
+        if isinstance(answer, list):
+            answer = next((row for row in answer if _holds(table, request, argument, row["when"])), "EINVAL")
         if isinstance(answer, str):
             _fail(getattr(errno, answer))
         _fill(table, request, argument, answer)
@@ -128,7 +132,7 @@ class MachineSystem:
             _fail(errno.EISDIR, path)
         if real not in self._files:
             _fail(errno.ENOENT, path)
-        return self._files[real].encode()[:limit]
+        return self._files[real][:limit]
 
     def read_text(self, path: str, limit: int = TEXT_LIMIT) -> str:
         return self.read_bytes(path, limit).decode("utf-8", "replace")
@@ -217,6 +221,18 @@ class MachineSystem:
         return found.mode >> shift & mode == mode
 
 
+def _bytes(content: Any) -> bytes:
+    """What a description says of a file or of memory: {hex: TEXT}, or anything else as its text."""
+    return bytes.fromhex(str(content["hex"])) if isinstance(content, dict) else str(content).encode()
+
+
+def _holds(table: Uapi, request: int, argument: bytearray | memoryview, wanted: Mapping[str, int]) -> bool:
+    """Whether the argument's fields have these values."""
+    decoded = table.decode(request, bytes(argument))
+    fields = dict(decoded.fields) if decoded else {}
+    return all(fields.get(name) == value for name, value in wanted.items())
+
+
 def _fill(table: Uapi, request: int, argument: bytearray | memoryview, answer: Mapping[str, Any]) -> None:
     """Write an answer's fields into the argument, and texts to where its pointers lead, with their full length as count."""
     name = table.find(request)
@@ -228,10 +244,12 @@ def _fill(table: Uapi, request: int, argument: bytearray | memoryview, answer: M
     ranges = pointed_ranges(table, request, before)
     table.ffi.buffer(values)[:len(before)] = before
     for field, value in answer.items():
+        if field == "when":
+            continue
         if field not in counts:
             setattr(values, field, value)
             continue
-        data = str(value).encode()
+        data = _bytes(value)
         if field in ranges:
             address, room = ranges[field]
             view(address, min(room, len(data)))[:] = data[:room]

@@ -15,7 +15,7 @@ from devrt.ioctl.machine import MachineSystem
 from tests.doctor.test_machines import description
 
 # The others differ from these in a few files, and each file costs six diagnoses.
-MACHINES = ("amd", "amd_container", "closed", "laptop", "nvidia", "nvidia_xid", "old_cpu", "qualcomm_kgsl")
+MACHINES = ("amd", "amd_container", "amd_hive", "closed", "laptop", "nvidia", "nvidia_xid", "old_cpu", "qualcomm_kgsl")
 
 GARBAGE = "-1 \x00 0xffffffffffffffffffff [x] : 99999999999999999999\n\nprocessor\nHugePages_Total: x\n:::\n"
 

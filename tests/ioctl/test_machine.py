@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from devrt.device import InvalidArgument
+from devrt.ioctl import amdgpu
 from devrt.ioctl.machine import MachineSystem
 from devrt.ioctl.system import LinuxSystem, System
 
@@ -105,3 +106,14 @@ def test_a_description_with_a_mistake_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(InvalidArgument, match="describes no machine"):
         MachineSystem.load(tmp_path / "list.yaml")
+
+
+def test_files_and_answers_of_bytes_and_answers_by_question() -> None:
+    rows = [{"when": {"query": 31}, "return_pointer": {"hex": "07000000"}}, {"when": {"query": 5}, "return_pointer": "12345678"}]
+    machine = MachineSystem({"files": {"/metrics": {"hex": "7800 0103 ff"}}, "nodes": {"/dev/dri/renderD128": {"mode": 0o666}},
+                             "answers": {"/dev/dri/renderD128": {"DRM_IOCTL_AMDGPU_INFO": rows}}})
+    assert machine.read_bytes("/metrics") == b"\x78\0\x01\x03\xff"
+    fd = machine.open("/dev/dri/renderD128", os.O_RDWR)
+    assert amdgpu.info(machine, fd, amdgpu.Query.VRAM_LOST_COUNTER) == 7
+    assert amdgpu.info(machine, fd, amdgpu.Query.TIMESTAMP) == int.from_bytes(b"12345678", "little")
+    assert number_of(amdgpu.info, machine, fd, amdgpu.Query.HW_IP_COUNT) == errno.EINVAL
