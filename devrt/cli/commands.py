@@ -3,50 +3,78 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
 import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import tabulate
 
 import devrt
 from devrt.cli.exit_codes import FINDINGS, OK
 from devrt.cli.paint import paint
+from devrt.device import InvalidArgument, parse_uri
 from devrt.doctor import Finding, Severity, diagnose
 from devrt.doctor.compute import compute
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.recording import RecordingSystem
 from devrt.ioctl.replaying import ReplayingSystem
 from devrt.ioctl.system import LinuxSystem, System
+from devrt.virtual import open_system
 
 _COLOURS = {Severity.OK: "green", Severity.NOTE: "blue", Severity.WARNING: "yellow", Severity.ERROR: "red"}
 _VERDICTS = {Severity.OK: "this machine is in order", Severity.NOTE: "nothing stands in the way",
              Severity.WARNING: "everything works, some of it slower or at risk", Severity.ERROR: "mend the errors first"}
 
 
-def run_doctor(arguments: argparse.Namespace) -> int:
-    def uris() -> list[str]:
-        return arguments.device or [device.uri for device in devrt.devices()]
+@dataclass(frozen=True)
+class _Patient:
+    """A machine to examine, and which of its devices to use (None: none). `name` is "" for the machine that this runs on."""
 
-    system = RecordingSystem(_system(arguments))
-    use = None if arguments.no_devices or arguments.replay else uris
-    findings = diagnose(system, uris=use, opener=devrt.open, compute=compute)
-    if arguments.record:
-        with reported_as(f"{arguments.record} can't be written", remedy="name a file in a folder you may write to"):
-            system.save(arguments.record)
+    name: str
+    system: System
+    uris: Callable[[], Sequence[str]] | None
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    patients = _patients(arguments)
+    if arguments.record and len(patients) > 1:
+        raise InvalidArgument("a recording is of one machine", evidence=f"{len(patients)} were named by --device",
+                              remedy="record one at a time")
+    found: dict[str, list[Finding]] = {}
+    for patient in patients:
+        system = RecordingSystem(patient.system)
+        found[patient.name] = diagnose(system, uris=patient.uris, opener=devrt.open, compute=compute)
+        if arguments.record:
+            with reported_as(f"{arguments.record} can't be written", remedy="name a file in a folder you may write to"):
+                system.save(arguments.record)
+    findings = [finding for rows in found.values() for finding in rows]
     if arguments.json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
-        print(report(findings))
+        heads = [f"{paint(name or 'this machine', 'bold')}\n" if len(found) > 1 else "" for name in found]
+        print("\n\n".join(head + report(rows) for head, rows in zip(heads, found.values(), strict=True)))
     return FINDINGS if any(finding.severity is Severity.ERROR for finding in findings) else OK
 
 
-def _system(arguments: argparse.Namespace) -> System:
-    if not arguments.replay:
-        return LinuxSystem()
-    with reported_as(f"{arguments.replay} can't be read", remedy="name a file that `devrt doctor --record` wrote"):
-        return ReplayingSystem(arguments.replay)
+def _patients(arguments: argparse.Namespace) -> list[_Patient]:
+    """The machines that the devices named stand on: this one, and each virtual one."""
+    if arguments.replay:
+        with reported_as(f"{arguments.replay} can't be read", remedy="name a file that `devrt doctor --record` wrote"):
+            return [_Patient("", ReplayingSystem(arguments.replay), None)]
+    named: dict[str, list[str]] = {}
+    for text in arguments.device or ():
+        uri = parse_uri(text)
+        named.setdefault(str(dataclasses.replace(uri, index=0)) if uri.virtual else "", []).append(text)
+
+    def use(uris: Sequence[str]) -> Callable[[], Sequence[str]] | None:
+        return None if arguments.no_devices else lambda: uris or [device.uri for device in devrt.devices()]
+    if not named:
+        return [_Patient("", LinuxSystem(), use(()))]
+    return [_Patient(name, open_system(parse_uri(name)) if name else LinuxSystem(), use(uris)) for name, uris in named.items()]
 
 
 def run_devices(arguments: argparse.Namespace) -> int:

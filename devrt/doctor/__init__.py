@@ -27,7 +27,7 @@ def diagnose(system: System, *, uris: Callable[[], Sequence[str]] | None = None,
     found = gpus.find(reader)
     ours = amd.find(reader, found)
     expected = nodes.expected(reader, found, ours)
-    findings = [
+    still = [
         host.kernel(reader),
         *host.cpu(reader),
         *host.memory(reader, found),
@@ -36,10 +36,9 @@ def diagnose(system: System, *, uris: Callable[[], Sequence[str]] | None = None,
         *nodes.check(reader, expected),
         *amd.check(reader, ours),
         *pcie.check(reader, found),
-        *amd_health.check(reader, ours),
-        *log.check(reader),
     ]
-    if uris is not None and opener is not None:
-        findings += exercise.check(uris, opener, compute)
+    # Before counters and the log are read, which tell what went wrong if something does.
+    used = list(exercise.check(uris, opener, compute)) if uris is not None and opener is not None else []
+    findings = [*still, *amd_health.check(reader, ours), *log.check(reader), *used]
     unreadable = reader.finding()
     return [*findings, unreadable] if unreadable else findings

@@ -173,6 +173,44 @@ def test_doctor_replays_what_it_recorded(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == first and "fell off the bus" in first
 
 
+def test_doctor_examines_the_machine_that_a_virtual_device_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["doctor", "--device", "virtual:amd/gfx1030", "--json"])  # the exit code is also this host's business
+    findings = json.loads(capsys.readouterr().out)
+    about = {finding["check"]: finding["severity"] for finding in findings}
+    assert {about[check] for check in ("kfd", "amd-temperature", "amd-resets", "device-copy", "device-compute")} == {"ok"}
+    assert all("virtual:amd/gfx1030" in finding["what"] for finding in findings if finding["check"].startswith("device"))
+
+
+def test_doctor_sees_in_counters_and_log_what_its_use_of_a_device_did(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--device", "virtual:amd/gfx1100?reset@1", "--json"]) == FINDINGS
+    said = [(finding["check"], finding["severity"], finding["what"]) for finding in json.loads(capsys.readouterr().out)]
+    assert any(check == "amd-resets" and severity == "warning" for check, severity, _ in said)
+    assert any(check == "kernel-log" and "amdgpu-reset on 0000:03:00.0" in what for check, _, what in said)
+
+
+def test_doctor_says_a_page_fault_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--device", "virtual:amd/gfx942?page-fault@1", "--json"]) == FINDINGS
+    [fault] = [finding for finding in json.loads(capsys.readouterr().out) if "amdgpu-fault" in finding["what"]]
+    assert "a read; the page is not valid; the page may not be read; client 0x0, vmid 8" in fault["evidence"]
+
+
+def test_doctor_on_several_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["doctor", "--device", "cpu", "--device", "virtual:amd/2xgfx1100:1", "--no-devices"]
+    cli.main(line)
+    out = capsys.readouterr().out
+    assert "this machine\n" in out and "virtual:amd/2xgfx1100\n" in out
+    assert cli.main([*line, "--record", str(tmp_path / "machine.jsonl")]) == FAILED
+    assert "one machine" in one_sentence_and_remedy(capsys.readouterr().err)[0]
+
+
+def test_doctor_replays_a_virtual_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recording = str(tmp_path / "machine.jsonl")
+    code = cli.main(["doctor", "--device", "virtual:amd/4xgfx942", "--no-devices", "--record", recording])
+    first = capsys.readouterr().out
+    assert cli.main(["doctor", "--replay", recording]) == code
+    assert capsys.readouterr().out == first and "all 12 pairs" in first
+
+
 @pytest.mark.parametrize("option", ["--replay", "--record"])
 def test_doctor_on_a_file_it_can_not_use(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--no-devices", option, str(tmp_path / "no" / "file")]) == FAILED
