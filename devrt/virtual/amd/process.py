@@ -17,6 +17,8 @@ from devrt.virtual.amd.vm import Mapping, Vm
 from devrt.virtual.client import Client
 from devrt.virtual.errors import fail
 
+_VMID = 8  # the first that KFD has (kfd_device.c)
+
 
 @dataclass(eq=False)
 class Bo(BufferObject):
@@ -210,14 +212,16 @@ class Notifier:
         page = fault.va // PAGE * PAGE
         kinds = {"NotPresent": "not mapped" in fault.why or "not present" in fault.why, "ReadOnly": fault.access == "write",
                  "NoExecute": fault.access == "execute"}
-        # Bits of VM_L2_PROTECTION_FAULT_STATUS: 0 more faults, 3:1 walker, 7:4 permission faults, 8 mapping error, 18 write.
-        status = 1 | (0xA if kinds["NotPresent"] else 0x8) << 4 | (1 << 18 if kinds["ReadOnly"] else 0)
+        # Bits of VM_L2_PROTECTION_FAULT_STATUS: 4 not valid, 5 no read, 6 no write, 7 no execute, 18 a write, 23:20 the vmid.
+        refused = 1 << 18 | 1 << 6 if kinds["ReadOnly"] else 1 << 7 if kinds["NoExecute"] else 1 << 5
+        status = _VMID << 20 | refused | kinds["NotPresent"] << 4
         card.last_fault = page, status
         process.devices[card.node.gpu_id].evicted = True
         for queue in process.queues_on(card):
             queue.engine.evict()
         pid = process.client.key
-        process.log(4, f"amdgpu {card.node.pci}: amdgpu: [gfxhub] page fault (src_id:0 ring:24 vmid:8 pasid:{pid & 0xFFFF})")
+        process.log(4, f"amdgpu {card.node.pci}: amdgpu: [gfxhub] page fault (src_id:0 ring:24 vmid:{_VMID} "
+                    f"pasid:{pid & 0xFFFF})")
         process.log(4, f"amdgpu {card.node.pci}: amdgpu:   in page starting at address {page:#018x} from client 10")
         process.log(4, f"amdgpu {card.node.pci}: amdgpu: GCVM_L2_PROTECTION_FAULT_STATUS:{status:#010x}")
         for client in process.smi:
