@@ -35,10 +35,10 @@ class Function:
             self.block(block)
         save = "\n".join(self.saving())
         body = "\n".join(w.lines).replace(_SAVE, save)
-        atomics = "".join(memory.atomic_text(name, width, w.wave) for name, width in sorted(w.atomics))
+        helpers = "".join(w.helpers.values())
         known = runtime.text(w.wave) + saves(w.wave)
-        declared = "\n".join(d for name, d in w.declared.items() if f"@{name}(" not in known)
-        return "\n".join([known, atomics, "define internal i32 @wave(ptr noalias %state, ptr %c) {", "entry:", *self.prologue(), body,
+        declared = "\n".join(d for name, d in w.declared.items() if f"@{name}(" not in known + helpers)
+        return "\n".join([known, helpers, "define internal i32 @wave(ptr noalias %state, ptr %c) {", "entry:", *self.prologue(), body,
                           "}", declared, ""])
 
     # ----- registers in and out
@@ -53,6 +53,7 @@ class Function:
     def prologue(self) -> list[str]:
         w = self.w
         out = [f"  {name} = alloca {t}, align 64" for name, t, _ in self.names()]
+        out += [f"  %{name} = alloca [{nbytes} x i8], align 256" for name, nbytes in w.locals.items()]
         out += ["  %scc = alloca i1", "  %ok = alloca i8", "  store i8 1, ptr %ok"]
         for name, t, offset in self.names():
             p, v = f"{name}.in", f"{name}.value"
@@ -170,24 +171,28 @@ class Function:
         self.go(i, taken)
 
     def go(self, i: Instruction, target: int) -> None:
-        """A jump; one backwards counts against the budget, and looks whether the dispatch is to stop."""
+        """A jump; one backwards counts."""
+        if target <= i.address:
+            self.spend(i)
+        self.w.line(f"br label %b{target}")
+
+    def spend(self, i: Instruction) -> None:
+        """Count against the budget, and look whether the dispatch is to stop."""
         w = self.w
-        if target > i.address:
-            w.line(f"br label %b{target}")
-            return
         left = w.op(f"sub i64 {w.call('i64', 'get_budget', ('ptr', '%c'), declare=False)}, 1")
         w.call("void", "set_budget", ("ptr", "%c"), ("i64", left), declare=False)
         place = w.op(f"inttoptr i64 {w.call('i64', 'get_stop', ('ptr', '%c'), declare=False)} to ptr")
         stop = w.op(f"icmp ne i8 {w.op(f'load volatile i8, ptr {place}')}, 0")
         spent = w.op(f"icmp slt i64 {left}, 0")
-        out, hang, stopped = w.new_label("out"), w.new_label("hang"), w.new_label("stopped")
-        w.line(f"br i1 {w.op(f'or i1 {stop}, {spent}')}, label %{out}, label %b{target}")
+        on, out, hang, stopped = (w.new_label(stem) for stem in ("on", "out", "hang", "stopped"))
+        w.line(f"br i1 {w.op(f'or i1 {stop}, {spent}')}, label %{out}, label %{on}")
         w.start(out)
         w.line(f"br i1 {spent}, label %{hang}, label %{stopped}")
         w.start(hang)
         self.fault(i, _HANG)
         w.start(stopped)
         self.fault(i, _STOPPED)
+        w.start(on)
 
     def condition(self, i: Instruction) -> str:
         w, name = self.w, i.mnemonic.removeprefix("s_cbranch_")
@@ -205,11 +210,12 @@ class Function:
             if block.calls is None:
                 raise NotTranslated("a call of an address that is not constant")
             w.set_scalar64(i.destinations[0], w.address(i.end))
-            w.line(f"br label %b{block.calls}")
+            self.go(i, block.calls)
             return
         if not block.returns:
             self.go(i, block.successors[0])
             return
+        self.spend(i)
         at = w.op(f"sub i64 {w.scalar64(i.operands[-1])}, {w.address(0)}")
         lost = w.new_label("lost")
         cases = " ".join(f"i64 {n}, label %b{n}" for n in self.returns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from devrt.virtual.amd.isa.instruction import Instruction, Operand
 from devrt.virtual.amd.isa.opcodes import bits
-from devrt.virtual.amd.translate import lanes
+from devrt.virtual.amd.translate import buffer, lanes
 from devrt.virtual.amd.translate.writer import APERTURE_HIGH, NotTranslated, Writer
 
 _CROSS = {"ds_bpermute_b32": lanes.bpermute, "ds_permute_b32": lanes.permute, "ds_swizzle_b32": lanes.swizzle}
@@ -22,8 +22,6 @@ def emit(w: Writer, i: Instruction) -> None:
         raise NotTranslated(i.mnemonic)
     if m.space == "constant":
         scalar_load(w, i)
-    elif m.space == "buffer":
-        raise NotTranslated(i.mnemonic)
     elif m.action == "atomic":
         atomic(w, i)
     elif m.action == "load":
@@ -57,6 +55,8 @@ def address(w: Writer, i: Instruction) -> str:
     """The address of every lane: 64 bits in global and flat space, 64-bit offsets into LDS and private memory."""
     m = i.memory
     assert m is not None
+    if m.space == "buffer":
+        return ""
     wide, t = w.vec("i64"), w.vec("i32")
     vector, base = _operand(i, "addr"), _operand(i, "saddr")
     if m.space in ("lds", "scratch"):
@@ -81,6 +81,8 @@ def spaces(w: Writer, i: Instruction, at: str) -> list[tuple[str, str, str]]:
     m = i.memory
     assert m is not None
     exec_ = w.exec()
+    if m.space == "buffer":
+        return buffer.spaces(w, i)
     if m.space != "flat":
         return [(m.space, at, exec_)]
     wide = w.vec("i64")
@@ -162,7 +164,7 @@ def store(w: Writer, i: Instruction) -> None:
     assert m is not None
     width = bits(m.type)
     at = address(w, i)
-    data = [o for o in i.sources if o.name in ("data", "data0", "data1")]
+    data = [o for o in i.sources if o.name in ("data", "data0", "data1", "vdata")]
     if m.offsets:
         for offset, o in zip(m.offsets, data, strict=True):
             _write(w, "lds", at, w.exec(), offset, width, [w.dword(o, k) for k in range(width // 32)])
@@ -206,7 +208,7 @@ def operation(atomic: str, type: str) -> str:
     kind = type[0]
     if atomic == "cmpswap":
         return "cmpxchg"
-    if atomic == "add" and kind == "f":
+    if atomic in ("add", "pk_add") and kind in ("f", "b") and type in _FLOATS:
         return "fadd"
     if atomic in ("min", "max"):
         return {"i": "", "u": "u", "f": "f"}[kind] + atomic
@@ -226,7 +228,7 @@ def atomic(w: Writer, i: Instruction) -> None:
     at = address(w, i)
     if m.space == "lds":
         at = w.op(f"add {w.vec('i64')} {at}, splat (i64 {m.offset})")
-    data = [o for o in i.sources if o.name in ("data", "data0", "data1")]
+    data = [o for o in i.sources if o.name in ("data", "data0", "data1", "vdata")]
     count = width // 32
 
     def number(o: Operand, k: int) -> str:
@@ -240,11 +242,11 @@ def atomic(w: Writer, i: Instruction) -> None:
             compare = number(data[1], 0)
         else:
             value, compare = number(data[1], 0), value
-    t, function = w.vec(f"i{width}"), f"atomic_{name}_{width}"
-    w.atomics.add((name, width))
+    t, function = w.vec(f"i{width}"), f"atomic_{name}_{m.type}"
+    w.helpers[function] = atomic_text(name, m.type, w.wave)
     total = None
     for space, where, mask in spaces(w, i, at):
-        if space == "scratch" and m.space == "flat":
+        if space == "scratch":
             continue  # private memory has no atomics
         old = w.call(t, function, _C, (w.vec("i64"), where), (t, value), (t, compare), (w.iw, mask),
                      ("i1", "true" if space == "lds" else "false"), _OK, declare=False)
@@ -260,10 +262,13 @@ def atomic(w: Writer, i: Instruction) -> None:
             w.set_v(n + 1, w.op(f"trunc {t} {high} to {w.vec('i32')}"))
 
 
-def atomic_text(name: str, width: int, wave: int) -> str:
+_FLOATS = {"f32": "float", "f64": "double", "f16x2": "<2 x half>", "bf16x2": "<2 x bfloat>"}
+
+
+def atomic_text(name: str, type: str, wave: int) -> str:
     """The function that does one atomic operation lane by lane."""
+    width, f = bits(type), _FLOATS.get(type, "")
     t, float_ = f"i{width}", name.startswith("f")
-    f = {32: "float", 64: "double"}[width]
     if name == "cmpxchg":
         body = f"""  %pair = cmpxchg ptr %p, {t} %k, {t} %x seq_cst seq_cst
   %old = extractvalue {{ {t}, i1 }} %pair, 0"""
@@ -274,7 +279,7 @@ def atomic_text(name: str, width: int, wave: int) -> str:
     else:
         body = f"  %old = atomicrmw {name} ptr %p, {t} %x seq_cst"
     return f"""
-define internal <{wave} x {t}> @atomic_{name}_{width}(ptr %c, <{wave} x i64> %va, <{wave} x {t}> %v, <{wave} x {t}> %e, i{wave} %exec, i1 %lds, ptr %ok) noinline {{
+define internal <{wave} x {t}> @atomic_{name}_{type}(ptr %c, <{wave} x i64> %va, <{wave} x {t}> %v, <{wave} x {t}> %e, i{wave} %exec, i1 %lds, ptr %ok) noinline {{
 entry:
   br label %head
 head:

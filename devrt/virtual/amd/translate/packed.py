@@ -124,11 +124,16 @@ def _wide(w: Writer, value: str, type: str) -> str:
     return w.op(f"bitcast {t} {w.op(f'shl {t} {extended}, splat (i32 16)')} to {w.vec('float')}")
 
 
+def _with_sum(i: Instruction) -> tuple[Operand, Operand, Operand]:
+    """The factors and what is added: the third source, or the destination."""
+    a, b, *rest = (o for o in i.sources if not o.dst)
+    return a, b, rest[0] if rest else i.destinations[0]
+
+
 def _dot2(w: Writer, i: Instruction) -> None:
     """c + a.lo * b.lo + a.hi * b.hi in float32."""
-    a, b, *rest = i.sources
-    add: Operand = rest[0]
     out = i.destinations[0]
+    a, b, add = _with_sum(i)
     type = a.type[:-2]
     f = w.vec("float")
     pairs = list(zip(w.halves(a), w.halves(b), strict=True))
@@ -143,25 +148,39 @@ def _dot2(w: Writer, i: Instruction) -> None:
 NAMED |= dict.fromkeys(("v_dot2_f32_f16", "v_dot2_f32_bf16", "v_dot2acc_f32_f16", "v_dot2c_f32_f16"), _dot2)
 
 
+def _saturated(w: Writer, total: str, signed: bool) -> str:
+    """64 bits as the nearest 32-bit integer."""
+    low, high = (-(1 << 31), (1 << 31) - 1) if signed else (0, (1 << 32) - 1)
+    total = w.intrinsic("smin", "i64", w.intrinsic("smax", "i64", total, f"splat (i64 {low})"), f"splat (i64 {high})")
+    return w.op(f"trunc {w.vec('i64')} {total} to {w.vec('i32')}")
+
+
 def _dot_bytes(count: int) -> Rule:
     """c + the products of bytes or nibbles; neg on RDNA says that an operand is signed."""
     def run(w: Writer, i: Instruction) -> None:
-        a, b, add = list(i.sources)[:3]
+        a, b, add = _with_sum(i)
         t, size = w.vec("i32"), 32 // count
         signs = [o.neg if "iu" in i.mnemonic else not i.mnemonic.endswith(f"u{size}") for o in (a, b)]
-        total = w.dword(add)
+        wide = w.vec("i64")
+        total, ext = w.dword(add), "sext" if i.destinations[0].type == "i32" else "zext"
+        if i.clamp:
+            total = w.op(f"{ext} {t} {total} to {wide}")
         x, y = w.dword(a), w.dword(b)
         for n in range(count):
             parts = []
             for value, signed in ((x, signs[0]), (y, signs[1])):
                 up = w.op(f"shl {t} {value}, splat (i32 {32 - size * (n + 1)})")
                 parts.append(w.op(f"{'ashr' if signed else 'lshr'} {t} {up}, splat (i32 {32 - size})"))
-            total = w.op(f"add {t} {total}, {w.op(f'mul {t} {parts[0]}, {parts[1]}')}")
+            product = w.op(f"mul {t} {parts[0]}, {parts[1]}")
+            if i.clamp:
+                total = w.op(f"add {wide} {total}, {w.op(f'{ext} {t} {product} to {wide}')}")
+            else:
+                total = w.op(f"add {t} {total}, {product}")
         if i.clamp:
-            raise NotTranslated(f"{i.mnemonic} with clamp")
+            total = _saturated(w, total, ext == "sext")
         w.set_v(w.vcode(i.destinations[0]), total)
     return run
 
 
 NAMED |= dict.fromkeys(("v_dot4_i32_i8", "v_dot4_u32_u8", "v_dot4_i32_iu8", "v_dot4c_i32_i8"), _dot_bytes(4))
-NAMED |= dict.fromkeys(("v_dot8_i32_i4", "v_dot8_u32_u4", "v_dot8_i32_iu4"), _dot_bytes(8))
+NAMED |= dict.fromkeys(("v_dot8_i32_i4", "v_dot8_u32_u4", "v_dot8_i32_iu4", "v_dot8c_i32_i4"), _dot_bytes(8))

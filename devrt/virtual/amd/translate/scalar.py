@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from devrt.virtual.amd.isa.instruction import Instruction, Operand
-from devrt.virtual.amd.translate import layout
+from devrt.virtual.amd.translate import layout, scalar_float
 from devrt.virtual.amd.translate.writer import NotTranslated, Rule, Writer
 
-NAMED: dict[str, Rule] = {}
+NAMED: dict[str, Rule] = dict(scalar_float.NAMED)
 _BITWISE = {"and": "and", "or": "or", "xor": "xor"}
 
 
@@ -287,6 +287,18 @@ for _size in ("b32", "b64"):
 NAMED |= {"s_clz_i32_u32": _unary("ctlz", False, True, True), "s_clz_i32_u64": _unary("ctlz", False, True, True)}
 
 
+@_named("s_flbit_i32", "s_flbit_i32_i64", "s_cls_i32", "s_cls_i32_i64")
+def sign_bits(w: Writer, i: Instruction) -> None:
+    """How many of the highest bits are alike; -1 where all are."""
+    t = "i64" if i.sources[0].dwords == 2 else "i32"
+    a = _value(w, i.sources[0], t)
+    last = 63 if t == "i64" else 31
+    other = w.op(f"xor {t} {a}, {w.op(f'ashr {t} {a}, {last}')}")
+    r = w.call(t, f"llvm.ctlz.{t}", (t, other), ("i1 immarg", "false"))
+    r = w.op(f"select i1 {w.op(f'icmp eq {t} {other}, 0')}, {t} -1, {t} {r}")
+    w.set_scalar(i.destinations[0], w.op(f"trunc i64 {r} to i32") if t == "i64" else r)
+
+
 @_named("s_bcnt0_i32_b32", "s_bcnt0_i32_b64")
 def bcnt0(w: Writer, i: Instruction) -> None:
     t = "i64" if i.sources[0].dwords == 2 else "i32"
@@ -395,8 +407,12 @@ def getpc(w: Writer, i: Instruction) -> None:
 
 @_named("s_memtime", "s_memrealtime")
 def clock(w: Writer, i: Instruction) -> None:
+    w.set_scalar64(i.destinations[0], _clock(w))
+
+
+def _clock(w: Writer) -> str:
     place = w.op(f"inttoptr i64 {w.call('i64', 'get_clock', ('ptr', '%c'), declare=False)} to ptr")
-    w.set_scalar64(i.destinations[0], w.op(f"load volatile i64, ptr {place}"))
+    return w.op(f"load volatile i64, ptr {place}")
 
 
 @_named("s_round_mode", "s_denorm_mode")
@@ -407,6 +423,8 @@ def mode(w: Writer, i: Instruction) -> None:
         raise NotTranslated(f"{i.mnemonic} {i.sources[0].value}")
 
 
+_FLAT_SCRATCH = (20, 21)  # where private memory lies: it has no address here
+_CYCLES = {29: 0, 30: 32}  # SHADER_CYCLES: bits of the clock from which on it shows
 _MODE_REGISTER = 1  # hwreg: id [5:0], offset [10:6], size-1 [15:11]
 
 
@@ -416,6 +434,8 @@ def setreg(w: Writer, i: Instruction) -> None:
     hwreg = next(o for o in i.operands if o.type == "hwreg").value
     register, offset, size = hwreg & 63, hwreg >> 6 & 31, (hwreg >> 11 & 31) + 1
     value = next((o for o in i.sources if o.type != "hwreg"), None)
+    if register in _FLAT_SCRATCH and i.gen == "gfx1030":
+        return
     if register != _MODE_REGISTER or value is None or not value.constant:
         raise NotTranslated(f"s_setreg of register {register}")
     wanted = 0xF0 >> offset & (1 << min(size, 8)) - 1
@@ -427,6 +447,10 @@ def setreg(w: Writer, i: Instruction) -> None:
 def getreg(w: Writer, i: Instruction) -> None:
     hwreg = next(o for o in i.operands if o.type == "hwreg").value
     register, offset, size = hwreg & 63, hwreg >> 6 & 31, (hwreg >> 11 & 31) + 1
+    if register in _CYCLES:
+        now = w.op(f"trunc i64 {w.op(f'lshr i64 {_clock(w)}, {_CYCLES[register] + offset}')} to i32")
+        w.set_scalar(i.destinations[0], w.op(f"and i32 {now}, {(1 << size) - 1}"))
+        return
     if register != _MODE_REGISTER:
         raise NotTranslated(f"s_getreg of register {register}")
     place = w.op(f"getelementptr i8, ptr %state, i64 {layout.MODE}")

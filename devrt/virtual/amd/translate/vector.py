@@ -7,11 +7,12 @@ hardware gives within about an ulp, are the rounded results here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from devrt.virtual.amd.isa.instruction import Instruction, Operand
 from devrt.virtual.amd.isa.opcodes import bits
-from devrt.virtual.amd.translate import convert, division, lanes, packed
-from devrt.virtual.amd.translate.writer import NotTranslated, Rule, Writer, stem
+from devrt.virtual.amd.translate import convert, division, fp8, lanes, packed, special
+from devrt.virtual.amd.translate.writer import ORDERED, NotTranslated, Rule, Writer, stem
 
 Values = Callable[..., str]
 
@@ -55,21 +56,23 @@ def rule(i: Instruction) -> Rule:
     name, type = stem(mnemonic)
     if name.startswith("v_cmp"):
         return compare
-    found = next((t[mnemonic] for t in (NAMED, packed.NAMED, convert.NAMED, division.NAMED, lanes.NAMED) if mnemonic in t), None)
+    found = next((t[mnemonic] for t in (NAMED, packed.NAMED, convert.NAMED, division.NAMED, lanes.NAMED, special.NAMED, fp8.NAMED) if mnemonic in t), None)
     if found is not None:
         return found
+    if i.clamp and name in _SATURATING and not type.startswith("f"):
+        return plain(_SATURATING[name], saturated=True)
     table = FLOAT if type.startswith("f") else INTEGER
     if name in table:
         return plain(table[name])
     raise NotTranslated(i.mnemonic)
 
 
-def plain(compute: Values) -> Rule:
-    """A rule of one result from the values of all sources."""
+def plain(compute: Values, saturated: bool = False) -> Rule:
+    """A rule of one result from the values of all sources; saturated: clamped already."""
     def run(w: Writer, i: Instruction) -> None:
         out = i.destinations[0]
         values = [w.value(o) for o in i.sources]
-        w.result(i, out, compute(w, out.type, *values))
+        w.result(replace(i, clamp=False) if saturated else i, out, compute(w, out.type, *values))
     return run
 
 
@@ -248,7 +251,7 @@ def _xnor(w: Writer, type: str, a: str, b: str) -> str:
     return _not(w, type, w.op(f"xor {w.vtype(type)} {a}, {b}"))
 
 
-def _count(name: str, empty: str) -> Values:
+def _count(name: str) -> Values:
     """Leading or trailing zeros; -1 for 0."""
     def run(w: Writer, type: str, a: str) -> str:
         t = w.vec("i32")
@@ -261,10 +264,16 @@ def _bcnt(w: Writer, type: str, a: str, b: str) -> str:
     return w.op(f"add {w.vec('i32')} {w.intrinsic('ctpop', 'u32', a)}, {b}")
 
 
-def _sad(w: Writer, type: str, a: str, b: str, c: str) -> str:
+def _sign_bits(w: Writer, type: str, a: str) -> str:
+    """How many of the highest bits are alike; -1 where all are."""
     t = w.vec("i32")
-    larger, smaller = w.intrinsic("umax", "u32", a, b), w.intrinsic("umin", "u32", a, b)
-    return w.op(f"add {t} {w.op(f'sub {t} {larger}, {smaller}')}, {c}")
+    return _count("ctlz")(w, type, w.op(f"xor {t} {a}, {w.op(f'ashr {t} {a}, splat (i32 31)')}"))
+
+
+def _saturating(name: str, swap: bool = False) -> Values:
+    def run(w: Writer, type: str, a: str, b: str) -> str:
+        return w.intrinsic(f"{'s' if type.startswith('i') else 'u'}{name}.sat", type, b if swap else a, a if swap else b)
+    return run
 
 
 def _same(w: Writer, type: str, a: str) -> str: return a
@@ -313,6 +322,9 @@ FLOAT: dict[str, Values] = {
     "v_min3": _three("minimumnum", "minimumnum"), "v_max3": _three("maximumnum", "maximumnum"),
     "v_min3_num": _three("minimumnum", "minimumnum"), "v_max3_num": _three("maximumnum", "maximumnum"),
     "v_maxmin": _three("maximumnum", "minimumnum"), "v_minmax": _three("minimumnum", "maximumnum"),
+    "v_maxmin_num": _three("maximumnum", "minimumnum"), "v_minmax_num": _three("minimumnum", "maximumnum"),
+    "v_minimum3": _three("minimum", "minimum"), "v_maximum3": _three("maximum", "maximum"),
+    "v_minimummaximum": _three("minimum", "maximum"), "v_maximumminimum": _three("maximum", "minimum"),
     "v_med3": _median("minimumnum", "maximumnum"), "v_med3_num": _median("minimumnum", "maximumnum"),
     "v_rcp": _inverse, "v_rcp_iflag": _inverse, "v_rsq": _rsq, "v_sqrt": _call("sqrt"), "v_fract": _fract,
     "v_trunc": _call("trunc"), "v_ceil": _call("ceil"), "v_floor": _call("floor"), "v_rndne": _call("roundeven"),
@@ -331,7 +343,11 @@ INTEGER: dict[str, Values] = {
     "v_add3": _chain("add", "add"), "v_or3": _chain("or", "or"), "v_xor3": _chain("xor", "xor"), "v_and_or": _chain("and", "or"),
     "v_xad": _chain("xor", "add"), "v_lshl_add": _chain("shl", "add", shift_first=True),
     "v_lshl_or": _chain("shl", "or", shift_first=True), "v_add_lshl": _chain("add", "shl", shift_second=True),
-    "v_bcnt": _bcnt, "v_bfrev": _call("bitreverse"), "v_sad": _sad, "v_mov": _same,
+    "v_bcnt_u32": _bcnt, "v_bfrev": _call("bitreverse"), "v_mov": _same,
+}
+_SATURATING: dict[str, Values] = {
+    "v_add": _saturating("add"), "v_add_nc": _saturating("add"), "v_sub": _saturating("sub"), "v_sub_nc": _saturating("sub"),
+    "v_subrev": _saturating("sub", swap=True), "v_subrev_nc": _saturating("sub", swap=True),
 }
 # Where the type at the end of the name decides between signed and unsigned, or the name is irregular.
 _SIGNED: dict[str, tuple[Values, Values]] = {
@@ -342,9 +358,10 @@ _SIGNED: dict[str, tuple[Values, Values]] = {
 }
 NAMED: dict[str, Rule] = {
     "v_nop": lambda w, i: None,
-    "v_clz_i32_u32": plain(_count("ctlz", "-1")), "v_ffbh_u32": plain(_count("ctlz", "-1")),
-    "v_ctz_i32_b32": plain(_count("cttz", "-1")),
-    "v_ffbl_b32": plain(_count("cttz", "-1")),
+    "v_clz_i32_u32": plain(_count("ctlz")), "v_ffbh_u32": plain(_count("ctlz")),
+    "v_cls_i32": plain(_sign_bits), "v_ffbh_i32": plain(_sign_bits),
+    "v_ctz_i32_b32": plain(_count("cttz")),
+    "v_ffbl_b32": plain(_count("cttz")),
 }
 for _name, (_signed_rule, _unsigned_rule) in _SIGNED.items():
     NAMED |= {f"{_name}_i{n}": plain(_signed_rule) for n in (16, 32)} | {f"{_name}_u{n}": plain(_unsigned_rule) for n in (16, 32)}
@@ -385,7 +402,6 @@ def _raw(w: Writer, o: Operand) -> str:
     """A b32 or b16 operand, whose sign modifiers work on its highest bit."""
     if not (o.neg or o.abs):
         return w.value(o)
-    from dataclasses import replace
     t, width = w.vtype(o.type), bits(o.type)
     value = w.value(replace(o, neg=False, abs=False))
     top = 1 << (width - 1)
@@ -463,11 +479,6 @@ def mov64(w: Writer, i: Instruction) -> None:
 # Comparisons
 
 
-_ORDERED = {"lt": "olt", "eq": "oeq", "le": "ole", "gt": "ogt", "lg": "one", "ge": "oge", "o": "ord", "u": "uno", "nge": "ult",
-            "nlg": "ueq", "ngt": "ule", "nle": "ugt", "neq": "une", "nlt": "uge", "t": "true", "tru": "true", "f": "false"}
-_CLASSES = 10
-
-
 def compare(w: Writer, i: Instruction) -> None:
     """v_cmp_* writes a mask, v_cmpx_* EXEC."""
     name, type = stem(i.mnemonic)
@@ -476,7 +487,7 @@ def compare(w: Writer, i: Instruction) -> None:
     if predicate == "class":
         found = _class(w, type, w.value(a), w.dword(b))
     elif type.startswith("f"):
-        found = w.op(f"fcmp {_ORDERED[predicate]} {w.vtype(type)} {w.value(a)}, {w.value(b)}")
+        found = w.op(f"fcmp {ORDERED[predicate]} {w.vtype(type)} {w.value(a)}, {w.value(b)}")
     else:
         sign = "s" if type.startswith("i") else "u"
         word = {"lg": "ne", "ne": "ne", "eq": "eq"}.get(predicate) or (sign + predicate)

@@ -15,7 +15,6 @@ from devrt.virtual.amd.translate import layout
 
 VCC, TTMP, EXEC = 106, 108, 126
 APERTURE_HIGH = {"shared": 0x10000, "private": 0x20000}  # high halves of the LDS and scratch apertures, kfd_flat_memory.c
-_MODERN = ("gfx1100", "gfx1201")
 
 
 class NotTranslated(Exception):
@@ -40,7 +39,8 @@ class Writer:
         self.sgprs: set[int] = set()
         self.vgprs: set[int] = set()
         self.declared: dict[str, str] = {}
-        self.atomics: set[tuple[str, int]] = set()
+        self.helpers: dict[str, str] = {}  # tables and functions that rules bring along, by name
+        self.locals: dict[str, int] = {}   # memory of the function: bytes by name
         self.label = "entry"
         self.shuffle: tuple[str, str] | None = None  # DPP: text of the lanes read, lanes that may be written
         self.write_mask: str | None = None
@@ -76,6 +76,11 @@ class Writer:
             self.line(text)
             return ""
         return self.op(text)
+
+    def local(self, name: str, nbytes: int) -> str:
+        """Memory that lasts as long as the function runs."""
+        self.locals[name] = max(nbytes, self.locals.get(name, 0))
+        return f"%{name}"
 
     def vec(self, t: str) -> str:
         return f"<{self.wave} x {t}>"
@@ -442,6 +447,9 @@ def signed16(value: int) -> int:
     return value - (1 << 16) if value >> 15 & 1 else value
 
 
+# LLVM's comparison of each of AMD's; "n" says that it is also true without order.
+ORDERED = {"lt": "olt", "eq": "oeq", "le": "ole", "gt": "ogt", "lg": "one", "ge": "oge", "o": "ord", "u": "uno", "nge": "ult",
+           "nlg": "ueq", "ngt": "ule", "nle": "ugt", "neq": "une", "nlt": "uge", "t": "true", "tru": "true", "f": "false"}
 _STEM = re.compile(r"(.+?)_((?:bf|f|u|i|b)(?:8|16|24|32|64))$")
 
 
