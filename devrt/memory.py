@@ -46,10 +46,12 @@ class Usage(NamedTuple):
 
 
 class Source(Protocol):
-    """Where an allocator's memory comes from. `name` is what has it ("cpu"), for errors; `limit` how many bytes there are."""
+    """Where an allocator's memory comes from. `name` is what has it ("cpu"), for errors; `limit` how many bytes there are;
+    `granule` what blocks are a multiple of, so that no two share a line of a cache that is not coherent."""
 
     name: str
     limit: int
+    granule: int
 
     def map(self, nbytes: int, alignment: int) -> int:
         """The address of fresh memory. Raises OutOfMemory."""
@@ -61,11 +63,10 @@ class Source(Protocol):
         ...
 
 
-def size_class(nbytes: int) -> int:
-    """`nbytes` rounded up to one of eight sizes per doubling, so at most an eighth is wasted."""
-    granule = HUGE if nbytes > HUGE else ALIGNMENT
-    step = max(granule, 1 << max(0, (nbytes - 1).bit_length() - 4))
-    return max(ALIGNMENT, -(-nbytes // step) * step)
+def size_class(nbytes: int, granule: int = ALIGNMENT) -> int:
+    """`nbytes` rounded up to one of eight sizes per doubling, so at most an eighth is wasted; to multiples of `granule`."""
+    step = max(HUGE if nbytes > HUGE else granule, 1 << max(0, (nbytes - 1).bit_length() - 4))
+    return max(granule, -(-nbytes // step) * step)
 
 
 class Retirement:
@@ -99,7 +100,7 @@ class Allocator:
 
     def __init__(self, source: Source, retirement: Retirement, drain: Callable[[], None]) -> None:
         self._source, self._limit, self.retirement, self._drain = source, source.limit, retirement, drain
-        self._lock = retirement.lock
+        self._lock, self._granule = retirement.lock, source.granule
         self._free: dict[int, list[Block]] = {}
         self._slabs: dict[int, int] = {}  # address -> blocks that are not free
         self._slab_at = self._slab_end = 0
@@ -110,7 +111,7 @@ class Allocator:
 
     def take(self, nbytes: int) -> Block:
         """A block of at least `nbytes`; its contents are undefined. Raises OutOfMemory."""
-        size = size_class(nbytes)
+        size = size_class(nbytes, self._granule)
         with self._lock:
             self._collect()
             block = self._reuse(size) or self._grow(size)

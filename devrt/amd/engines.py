@@ -41,12 +41,13 @@ class ComputeEngine:
             near_caches = dict.fromkeys(("glk_inv", "glv_inv", "gl1_inv"), 1)
             flushed = {**dict.fromkeys(("glm_wb", "glm_inv", "glv_inv", "gl1_inv", "gl2_inv", "gl2_wb", "seq"), 1),
                        "cache_policy": 3}
-        # Before the first kernel: nothing that others wrote meanwhile is stale, the instructions included.
-        self.start = tuple(pm4.encode("ACQUIRE_MEM", gfx, **everything, **all_caches))
+        idle = pm4.encode("EVENT_WRITE", gfx, event_type=pm4.Event.CS_PARTIAL_FLUSH,
+                          event_index=pm4.EventIndex.CS_PARTIAL_FLUSH)
+        # Before the first kernel: those of the submission before have ended (its fence does not hold the queue up), and
+        # nothing that others wrote meanwhile is stale, the instructions included.
+        self.start = (*idle, *pm4.encode("ACQUIRE_MEM", gfx, **everything, **all_caches))
         # Between two kernels: the second begins when the first has ended, and reads what it left in the L2.
-        self.between = (*pm4.encode("EVENT_WRITE", gfx, event_type=pm4.Event.CS_PARTIAL_FLUSH,
-                                    event_index=pm4.EventIndex.CS_PARTIAL_FLUSH),
-                        *pm4.encode("ACQUIRE_MEM", gfx, **everything, **near_caches))
+        self.between = (*idle, *pm4.encode("ACQUIRE_MEM", gfx, **everything, **near_caches))
         end: dict[str, Any] = {"event_type": pm4.Event.CACHE_FLUSH_AND_INV_TS, "event_index": pm4.EventIndex.END_OF_PIPE,
                "data_sel": pm4.DataSel.SEND_64_BIT, **flushed}
         # Header and the two words of control: after everything before is done and written back, write 64 bits.

@@ -27,6 +27,7 @@ FLAGS = {
     Placement.HOST_VISIBLE: _VRAM | AllocFlag.PUBLIC,
     Placement.HOST: AllocFlag.GTT | AllocFlag.WRITABLE | AllocFlag.NO_SUBSTITUTE | _COHERENT,
 }
+LINES = 256  # bytes: two lines of the L2. In VRAM no two buffers share a page, which is what faults are told by
 CODE = _VRAM | AllocFlag.EXECUTABLE
 USER = AllocFlag.USERPTR | AllocFlag.WRITABLE | _COHERENT
 
@@ -71,6 +72,7 @@ class GpuMemory:
 
     def __init__(self, gpu: Gpu, name: str, flags: int, limit: int) -> None:
         self.gpu, self.name, self.flags, self.limit = gpu, name, flags, limit
+        self.granule = PAGE if flags & AllocFlag.VRAM else LINES
         self._regions: dict[int, Region] = {}
 
     def map(self, nbytes: int, alignment: int) -> int:

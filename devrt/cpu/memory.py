@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.system import MADV_HUGEPAGE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, System
-from devrt.memory import MemoryBuffer, byte_view, host_available, host_bytes
+from devrt.memory import ALIGNMENT, MemoryBuffer, byte_view, host_available, host_bytes
 
 if TYPE_CHECKING:
     from devrt.cpu.device import CpuDevice
@@ -31,7 +31,7 @@ def map_aligned(system: System, nbytes: int, alignment: int) -> int:
 class HostMemory:
     """The machine's memory, or its container's share of it, as an allocator's source."""
 
-    name = "cpu"
+    name, granule = "cpu", ALIGNMENT
 
     def __init__(self, system: System) -> None:
         self._system, self.limit = system, host_bytes(system)
