@@ -21,7 +21,8 @@ class Function:
         self.blocks: dict[int, Block] = walk(code, entry, gen)
         self.missing = waits.missing(self.blocks, entry, gen)
         self.resumes: list[str] = []
-        self.returns = sorted(b.successors[0] for b in self.blocks.values() if b.calls is not None)
+        self.returns = waits.returns(self.blocks)
+        self.functions = waits.functions(self.blocks)
 
     @property
     def instructions(self) -> dict[int, Instruction]:
@@ -204,21 +205,19 @@ class Function:
         return w.op(f"icmp {'ne' if name.endswith('nz') else 'eq'} {w.iw} {whole}, 0")
 
     def call(self, i: Instruction, block: Block) -> None:
-        """s_swappc and s_call go to a known function, s_setpc to a known place or back to after a call."""
-        w = self.w
-        if Effect.CALL in i.effects:
-            if block.calls is None:
-                raise NotTranslated("a call of an address that is not constant")
+        """s_swappc and s_call go to a function that some call names, s_setpc to a known place or behind a call."""
+        w, call = self.w, Effect.CALL in i.effects
+        known = block.calls if call else None if block.returns else block.successors[0]
+        at = w.scalar64(i.operands[-1]) if known is None else ""
+        if call:
             w.set_scalar64(i.destinations[0], w.address(i.end))
-            self.go(i, block.calls)
-            return
-        if not block.returns:
-            self.go(i, block.successors[0])
+        if known is not None:
+            self.go(i, known)
             return
         self.spend(i)
-        at = w.op(f"sub i64 {w.scalar64(i.operands[-1])}, {w.address(0)}")
+        at = w.op(f"sub i64 {at}, {w.address(0)}")
         lost = w.new_label("lost")
-        cases = " ".join(f"i64 {n}, label %b{n}" for n in self.returns)
+        cases = " ".join(f"i64 {n}, label %b{n}" for n in (self.functions if call else self.returns))
         w.line(f"switch i64 {at}, label %{lost} [ {cases} ]")
         w.start(lost)
         self.fault(i, _UNSUPPORTED)

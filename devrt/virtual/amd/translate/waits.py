@@ -28,7 +28,7 @@ _NO_REGISTER: Register = ("message", 0)
 
 def missing(blocks: dict[int, Block], entry: int, gen: Gen) -> set[int]:
     """Byte offsets of instructions that need a wait before them."""
-    returns = sorted({b.successors[0] for b in blocks.values() if b.calls is not None})
+    called, back = functions(blocks), returns(blocks)
     steps = {at: [_step(i, gen) for i in block.instructions] for at, block in blocks.items()}
     before: dict[int, State] = {entry: {}}
     waiting, found = [entry], set()
@@ -36,7 +36,7 @@ def missing(blocks: dict[int, Block], entry: int, gen: Gen) -> set[int]:
         at = waiting.pop()
         state, wrong = _through(steps[at], before[at])
         found |= wrong
-        for target in _targets(blocks[at], returns):
+        for target in _targets(blocks[at], called, back):
             known = before.get(target)
             if known is None:
                 before[target] = {counter: dict(held) for counter, held in state.items()}
@@ -46,11 +46,21 @@ def missing(blocks: dict[int, Block], entry: int, gen: Gen) -> set[int]:
     return found
 
 
-def _targets(block: Block, returns: list[int]) -> list[int]:
-    """Where a block's state goes: into a called function, and from its return behind every call."""
-    if block.calls is not None:
-        return [block.calls]
-    return returns if block.returns else block.successors
+def functions(blocks: dict[int, Block]) -> list[int]:
+    """What calls go to, as far as they name it."""
+    return sorted({b.calls for b in blocks.values() if b.calls is not None})
+
+
+def returns(blocks: dict[int, Block]) -> list[int]:
+    """The places behind calls."""
+    return sorted({b.successors[0] for b in blocks.values() if Effect.CALL in b.instructions[-1].effects})
+
+
+def _targets(block: Block, called: list[int], back: list[int]) -> list[int]:
+    """Where a block's state goes: into a called function, or any where it is not known, and from its return behind every call."""
+    if Effect.CALL in block.instructions[-1].effects:
+        return [block.calls] if block.calls is not None else called
+    return back if block.returns else block.successors
 
 
 class _Step:
