@@ -109,7 +109,7 @@ def _scaled_once(w: Writer, type: str, terms: tuple[str, str, str], r: str, fact
     """factor * fma(terms), rounded once: r is the rounded fma.
 
     A float32 sum is taken in float64, which holds what decides a tie: the correction of a quotient is above 2^-48 of it. A
-    float64 one is rounded to odd first, good for results that lose two bits or more to denormals.
+    float64 one whose product is denormal and fell on a tie goes by the error of the sum.
     """
     d = w.vec("double")
     if type == "f32":
@@ -117,20 +117,23 @@ def _scaled_once(w: Writer, type: str, terms: tuple[str, str, str], r: str, fact
         x, y, z, by = (w.op(f"fpext {f} {v} to {d}") for v in (*terms, factor))
         total = w.intrinsic("fma", "f64", x, y, z)
         return w.op(f"fptrunc {d} {w.op(f'fmul {d} {total}, {by}')} to {f}")
-    i = w.vec("i64")
     a, b, c = terms
+    plain = w.op(f"fmul {d} {r}, {factor}")
     error = w.intrinsic("fma", "f64", a, b, w.op(f"fsub {d} {c}, {r}"))
-    inexact = w.op(f"fcmp one {d} {error}, zeroinitializer")
-    bits_ = w.op(f"bitcast {d} {r} to {i}")
-    even = w.op(f"icmp eq {i} {w.op(f'and {i} {bits_}, splat (i64 1)')}, zeroinitializer")
-    other = w.op(f"bitcast {d} {error} to {i}")
-    same_sign = w.op(f"icmp sge {i} {w.op(f'xor {i} {bits_}, {other}')}, zeroinitializer")
-    step = w.op(f"select {w.mask} {same_sign}, {i} splat (i64 1), {i} splat (i64 -1)")
-    odd = w.op(f"select {w.mask} {w.op(f'and {w.mask} {inexact}, {even}')}, {i} {w.op(f'add {i} {bits_}, {step}')}, {i} {bits_}")
-    plain = w.op(f"fmul {d} {r}, {factor}")  # exact unless denormal
-    tiny = w.op(f"fcmp olt {d} {w.intrinsic('fabs', 'f64', plain)}, {w.const('f64', 2.0**-1022)}")
-    careful = w.op(f"fmul {d} {w.op(f'bitcast {i} {odd} to {d}')}, {factor}")
-    return w.op(f"select {w.mask} {tiny}, {d} {careful}, {d} {plain}")
+    lost = _lost(w, r, plain)
+    tie = w.op(f"fcmp oeq {d} {w.intrinsic('fabs', 'f64', lost)}, {w.const('f64', 2.0**-947)}")
+    side = w.intrinsic("copysign", "f64", w.const("f64", 1.0), lost)
+    onward = w.op(f"fcmp ogt {d} {w.op(f'fmul {d} {error}, {side}')}, zeroinitializer")
+    step = w.intrinsic("copysign", "f64", w.const("f64", 2.0**-1074), lost)
+    beyond = w.op(f"fadd {d} {plain}, {step}")
+    return w.op(f"select {w.mask} {w.op(f'and {w.mask} {tie}, {onward}')}, {d} {beyond}, {d} {plain}")
+
+
+def _lost(w: Writer, r: str, plain: str) -> str:
+    """What the scaling by 2^-128 rounded away, before it."""
+    d = w.vec("double")
+    back = w.op(f"fmul {d} {plain}, {w.const('f64', 2.0**128)}")
+    return w.op(f"fsub {d} {r}, {back}")
 
 
 @_named("v_div_fixup_f32", "v_div_fixup_f64", "v_div_fixup_f16")
