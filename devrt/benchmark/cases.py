@@ -16,7 +16,7 @@ import devrt
 from devrt.array import Array
 from devrt.benchmark.measure import Run
 from devrt.compiler.dtypes import DType
-from devrt.device import Device
+from devrt.device import Device, Placement
 from devrt.scheduler import run
 from devrt.scheduler.plan import schedule
 from devrt.scheduler.simplify import resolve
@@ -102,8 +102,12 @@ def copies(quick: bool) -> Iterator[Case]:
 
 def _copy(nbytes: int) -> Callable[[Device], Run]:
     def build(device: Device) -> Run:
-        src, dst = device.alloc(nbytes), device.alloc(nbytes)
-        src.host()[:] = bytes(nbytes)
+        src, dst, zeros = device.alloc(nbytes), device.alloc(nbytes), device.alloc(nbytes, Placement.HOST)
+        zeros.host()[:nbytes] = bytes(nbytes)
+        commands = device.command_list()
+        commands.copy(src, zeros, nbytes)
+        device.transfer.wait(device.transfer.submit(commands))
+        device.free(zeros)
         commands = device.command_list()
         commands.copy(dst, src, nbytes)
         return lambda: device.transfer.wait(device.transfer.submit(commands))

@@ -9,10 +9,10 @@ import pytest
 
 import devrt
 from devrt.benchmark.cases import Case, cases
-from devrt.benchmark.main import Record, judge, run_bench, run_cases, table
+from devrt.benchmark.main import Record, heading, judge, plot, report, run_bench, run_cases, table
 from devrt.benchmark.measure import Sample, summarise
 from devrt.benchmark.roofline import draw
-from devrt.device import Properties, Unsupported
+from devrt.device import CompileError, OutOfMemory, Properties, Unsupported
 
 PEAKS = Properties("test", "host", "x86-64", 2, 16, 1 << 30, 1 << 20, peak_f32_flops_per_s=100e9, memory_bytes_per_s=10e9)
 
@@ -62,9 +62,10 @@ def test_bench_prints_json(capsys):
     assert found["device"] == "cpu"
 
 
-def test_what_a_device_cannot_do_is_named(monkeypatch):
+@pytest.mark.parametrize("error", [Unsupported, OutOfMemory, CompileError])
+def test_what_a_device_cannot_do_is_named(monkeypatch, error):
     def refuse(device):
-        raise Unsupported("no such thing")
+        raise error("no such thing")
     monkeypatch.setattr("devrt.benchmark.main.cases", lambda quick: [Case("op", "impossible", refuse)])
     records, skipped = run_cases(devrt.open("cpu"), True, (), lambda *_: None)
     assert not records and skipped[0][0] == "op: impossible" and "no such thing" in skipped[0][1]
@@ -106,3 +107,40 @@ def test_shares_above_the_limit_are_explained():
     m = summarise([Sample(1.0, False)])
     record = Record("copy", "fast", 0.0, 1.0, m, 1.5, "memory")
     assert "above 100%" in table([record]) and "above 100%" not in table([dataclasses.replace(record, share=0.9)])
+
+
+class Stub:
+    """The CPU under the URI of a virtual device."""
+
+    uri = "virtual:amd/gfx0"
+
+    def __init__(self) -> None:
+        self.cpu = devrt.open("cpu")
+
+    def __getattr__(self, name):
+        return getattr(self.cpu, name)
+
+
+def test_figures_of_a_virtual_device_are_marked_everywhere():
+    device = Stub()
+    records, _ = run_cases(device, True, ["copy: 64 KiB"], lambda *_: None)
+    assert all(r.share is None and r.bound == "" for r in records)
+    assert heading(device).startswith("SIMULATED: virtual:amd/gfx0")
+    assert table(records, True).split()[0] == "simulated"
+    assert report(device, records, [])["simulated"] is True and report(devrt.open("cpu"), [], [])["simulated"] is False
+    picture = plot(device, [dataclasses.replace(records[0], flops=1e6)])
+    assert "simulated by this host" in picture and "polyline" not in picture
+    real = devrt.open("cpu")
+    assert "SIMULATED" not in heading(real) and "simulated" not in plot(real, []) + table(records)
+
+
+def test_bench_on_a_virtual_gpu(capsys, tmp_path):
+    picture = tmp_path / "roofline.svg"
+    line = {"device": "virtual:amd/gfx1100", "filter": ["launch: submit", "copy: 64 KiB", "gemv: float32", "op: gelu 64"]}
+    assert run_bench(arguments(**line, plot=str(picture))) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("SIMULATED: virtual:amd/gfx1100") and "not measured" not in text and text.count("%") == 4
+    assert "simulated" in picture.read_text()
+    assert run_bench(arguments(**line, json=True)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["simulated"] is True and len(found["records"]) == 4 and not found["skipped"]
