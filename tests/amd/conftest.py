@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,8 +12,6 @@ from devrt.amd.device import AmdDevice
 from devrt.amd.driver import connect
 from devrt.device import parse_uri
 from devrt.virtual.system import VirtualSystem, make_system
-
-TARGETS = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")
 
 
 @pytest.fixture
@@ -55,13 +52,3 @@ def device() -> Iterator[AmdDevice]:
     device.close()
     connect(system).close()
     system.shut_down()
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def mappings() -> int:
-    """Mappings of this process that a driver gave or that reserve addresses: files in memory, and pages without access."""
-    with open("/proc/self/maps") as file:
-        return sum("memfd:" in line or " ---p 00000000 00:00 0" in line for line in file)

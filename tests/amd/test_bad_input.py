@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from conftest import descriptors, mappings
+from amd_machines import descriptors, mappings
 
 from devrt import registry
 from devrt.amd.device import AmdDevice
@@ -128,6 +128,7 @@ CALLS = [("GET_VERSION", 1), ("GET_PROCESS_APERTURES_NEW", 1), ("ACQUIRE_VM", 1)
 def test_any_call_may_fail(machine: Machine, call: str, at: int, number: str) -> None:
     """Opening ends in one of devrt's errors and leaves nothing; then it works."""
     system = machine("gfx1100")
+    gc.collect()
     before = descriptors(), mappings()
     system.faults.inject(f"errno={number}:{call}@{at}")
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import TARGETS
+from amd_machines import TARGETS
 
 import devrt
 from devrt import registry

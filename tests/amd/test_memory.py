@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import descriptors, mappings
+from amd_machines import descriptors, mappings
 
 from devrt.amd.device import AmdDevice
 from devrt.amd.driver import PAGE
@@ -239,6 +239,7 @@ def test_nothing_is_left_after_close(machine: Machine) -> None:
         gc.collect()
 
     once()
+    gc.collect()
     before = descriptors(), mappings()
     for _ in range(3):
         once()

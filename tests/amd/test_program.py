@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from conftest import TARGETS
+from amd_machines import TARGETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
