@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import struct
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from devrt.cli.commands import report
 from devrt.device import parse_uri
 from devrt.doctor import Finding, Severity, diagnose
 from devrt.doctor.amd_tables import METRICS, THROTTLER_BITS, THROTTLERS, fault_status, metrics
@@ -129,6 +132,13 @@ def test_an_interface_older_or_newer_than_the_tables() -> None:
         machine["answers"]["/dev/kfd"] = {"AMDKFD_IOC_GET_VERSION": {"major_version": 1, "minor_version": minor}}
         [found] = [row for row in of(diagnose(MachineSystem(machine)), "node") if "/dev/kfd" in row.what]
         assert str(found.severity) == severity and words in found.what + found.evidence
+
+
+def test_the_example_in_the_documentation_is_what_is_printed() -> None:
+    said = [row for row in diagnose(MachineSystem(description("amd_hot"))) if row.check.startswith("amd-")
+            and row.severity > Severity.OK]
+    documented = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    assert textwrap.indent(report(said).rpartition("\n\n")[0], "    ") in documented
 
 
 def test_bytes_that_may_not_be_read_are_remembered() -> None:
