@@ -12,6 +12,7 @@ def descriptors() -> int:
 
 
 def mappings() -> int:
-    """Mappings of this process that a driver gave; others come and go with threads."""
+    """Bytes of this process's addresses that a driver gave; other mappings come and go with threads."""
     with open("/proc/self/maps") as file:
-        return sum("memfd:" in line for line in file)
+        ranges = [line.split()[0].split("-") for line in file if "memfd:" in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in ranges)
