@@ -3,7 +3,9 @@
 A forward analysis over the blocks. A register that a load, a returning atomic or a scalar load will write is outstanding until a
 wait on its counter releases it. A counter that falls in order releases what has at least as many newer operations behind it as
 the wait allows to be left; scalar loads return in any order, and so does LDS beside them, so only a wait for 0 releases those. On
-CDNA a pending flat operation, which may go to LDS, does the same to its two counters. Where ways join, the least released counts.
+CDNA a pending flat operation, which may go to LDS, does the same to its two counters. What a flat load brings counts as there
+when its memory counter says so: only its address tells whether it went to LDS, and AMD's runtime copies by code that knows that
+it did not. Where ways join, the least released counts.
 Sources: "RDNA 3 ISA" and "AMD Instinct MI300 ISA", data dependency resolution; "RDNA 4 ISA", the same with a counter a kind.
 """
 
@@ -31,18 +33,19 @@ def missing(blocks: dict[int, Block], entry: int, gen: Gen) -> set[int]:
     called, back = functions(blocks), returns(blocks)
     steps = {at: [_step(i, gen) for i in block.instructions] for at, block in blocks.items()}
     before: dict[int, State] = {entry: {}}
-    waiting, found = [entry], set()
+    waiting, found = {entry}, set()
     while waiting:
-        at = waiting.pop()
+        at = min(waiting)
+        waiting.remove(at)
         state, wrong = _through(steps[at], before[at])
         found |= wrong
         for target in _targets(blocks[at], called, back):
             known = before.get(target)
             if known is None:
                 before[target] = {counter: dict(held) for counter, held in state.items()}
-                waiting.append(target)
+                waiting.add(target)
             elif _join(known, state):
-                waiting.append(target)
+                waiting.add(target)
     return found
 
 
@@ -66,7 +69,7 @@ def _targets(block: Block, called: list[int], back: list[int]) -> list[int]:
 class _Step:
     """One instruction as the analysis sees it."""
 
-    __slots__ = ("address", "in_order", "release", "results", "ticks", "touched", "unordered")
+    __slots__ = ("address", "bring", "in_order", "release", "results", "ticks", "touched", "unordered")
 
     def __init__(self, address: int) -> None:
         self.address = address
@@ -74,6 +77,7 @@ class _Step:
         self.touched: frozenset[Register] = frozenset()
         self.ticks: tuple[str, ...] = ()                # counters that it raises
         self.results: tuple[Register, ...] = ()         # registers that arrive later
+        self.bring: tuple[str, ...] = ()                # counters that say that they have
         self.unordered = False                          # it returns in any order
         self.in_order = ""                              # counter whose loads write the same register, or its halves, in order
 
@@ -92,14 +96,16 @@ def _step(i: Instruction, gen: Gen) -> _Step:
     shared = "dscnt" if gen == "gfx1201" else "lgkmcnt"
     if m is not None and m.counters:
         step.ticks, step.results = m.counters, tuple(sorted(writes)) if m.returns else ()
+        step.bring = m.counters[:1] if m.space == "flat" else m.counters
         step.unordered = m.space == "constant" or m.space == "flat" and gen in ("gfx90a", "gfx942")
         if m.space != "constant" and m.space != "lds":
             step.in_order = m.counters[0]
             step.touched = frozenset(r for o in i.operands if not o.dst for r in _registers(o))
     elif Effect.CROSS_LANE in i.effects:
-        step.ticks, step.results = (shared,), tuple(sorted(writes))
+        step.ticks, step.bring, step.results = (shared,), (shared,), tuple(sorted(writes))
     elif i.mnemonic in _SCALAR_CLOCKS or i.mnemonic.startswith("s_sendmsg"):
         step.ticks, step.unordered = ("kmcnt" if gen == "gfx1201" else "lgkmcnt",), True
+        step.bring = step.ticks
         step.results = tuple(sorted(writes)) or (_NO_REGISTER,)
     elif i.mnemonic == "global_inv":
         step.ticks = ("loadcnt",)
@@ -145,7 +151,7 @@ def _through(steps: list[_Step], before: State) -> tuple[State, set[int]]:
         for counter in step.ticks:
             now = clock[counter] = clock.get(counter, 0) + 1
             held = state.setdefault(counter, {})
-            for register in step.results:
+            for register in step.results if counter in step.bring else ():
                 held.pop((register, not step.unordered), None)
                 held[register, step.unordered] = now
     for counter, ticks in clock.items():
