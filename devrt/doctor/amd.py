@@ -172,7 +172,7 @@ def _mend_link(reader: Reader, reason: str) -> str:
 
 
 class Limit(NamedTuple):
-    """A setting and the numbers that are too small (or, of overcommit_memory, the mode that is too strict)."""
+    """A setting and the numbers that are fine. `least` is also what to set it to."""
 
     path: str
     least: int
@@ -199,7 +199,7 @@ def _limits(reader: Reader) -> Finding:
         name = limit.path.removeprefix("/proc/sys/").replace("/", ".")
         if number is not None and not limit.least <= number <= limit.most:
             return Finding("amd-limits", NOTE, f"large programs may fail to start: {limit.what}", f"{name} is {number}",
-                           f"sudo sysctl {name}={min(max(number, limit.least), limit.most) if limit.least else 0}")
+                           f"sudo sysctl {name}={limit.least}")
         seen.append(f"{name} {'unknown' if number is None else number}")
     files = reader.system.host().open_files
     if 0 <= files < OPEN_FILES:
