@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from devrt.virtual.amd.isa import Block, Effect, Instruction, walk
 from devrt.virtual.amd.isa.formats import Gen
-from devrt.virtual.amd.translate import layout, matrix, memory, runtime, scalar, vector, waits
+from devrt.virtual.amd.translate import groups, layout, matrix, memory, pages, scalar, spaces, vector, waits
 from devrt.virtual.amd.translate.writer import EXEC, VCC, NotTranslated, Writer
 
-_UNSUPPORTED, _TRAP, _HANG, _STOPPED, _WAIT = (
-    next(n for n, name in layout.KINDS.items() if name == kind) for kind in ("unsupported", "trap", "hang", "stopped", "missing wait"))
 _SAVE = "  ; save"
 
 
@@ -37,7 +35,7 @@ class Function:
         save = "\n".join(self.saving())
         body = "\n".join(w.lines).replace(_SAVE, save)
         helpers = "".join(w.helpers.values())
-        known = runtime.text(w.wave) + saves(w.wave)
+        known = pages.TEXT + spaces.text(w.wave) + groups.text(w.wave) + saves(w.wave)
         declared = "\n".join(d for name, d in w.declared.items() if f"@{name}(" not in known + helpers)
         return "\n".join([known, helpers, "define internal i32 @wave(ptr noalias %state, ptr %c) {", "entry:", *self.prologue(), body,
                           "}", declared, ""])
@@ -82,13 +80,13 @@ class Function:
         w.start(f"b{block.address}")
         for i in block.instructions:
             if i.address in self.missing:
-                self.fault(i, _WAIT)
+                self.fault(i, str(pages.KIND["missing wait"]))
                 return
             try:
                 if self.instruction(i, block):
                     return
             except NotTranslated:
-                self.fault(i, _UNSUPPORTED)
+                self.fault(i, str(pages.KIND["unsupported"]))
                 return
         w.line(f"br label %b{block.successors[0]}")
 
@@ -99,7 +97,7 @@ class Function:
             w.line(f"ret i32 {layout.DONE}")
             return True
         if Effect.TRAP in e:
-            self.fault(i, _TRAP)
+            self.fault(i, str(pages.KIND["trap"]))
             return True
         if e & (Effect.BRANCH | Effect.INDIRECT):
             self.leave(i, block)
@@ -128,20 +126,13 @@ class Function:
         flag = w.op("load i8, ptr %ok")
         w.line(f"br i1 {w.op(f'icmp ne i8 {flag}, 0')}, label %{good}, label %{bad}")
         w.start(bad)
-        self.leave_at(i)
+        self.fault(i, "0")
         w.start(good)
 
-    def leave_at(self, i: Instruction) -> None:
-        w = self.w
-        w.call("void", "set_pc", ("ptr", "%c"), ("i64", w.address(i.address)), declare=False)
-        w.line(f"ret i32 {layout.FAULT}")
-
-    def fault(self, i: Instruction, kind: int) -> None:
-        w = self.w
-        w.call("void", "set_kind", ("ptr", "%c"), ("i32", str(kind)), declare=False)
-        w.call("void", "set_va", ("ptr", "%c"), ("i64", "0"), declare=False)
-        w.call("void", "set_lane", ("ptr", "%c"), ("i32", "-1"), declare=False)
-        self.leave_at(i)
+    def fault(self, i: Instruction, kind: str) -> None:
+        """End the wave; kind 0: a fault that is noted."""
+        end = self.w.call("i32", "leave", ("ptr", "%c"), ("i64", str(i.address)), ("i32", kind), declare=False)
+        self.w.line(f"ret i32 {end}")
 
     def barrier(self, i: Instruction) -> None:
         if i.mnemonic == "s_barrier_signal":
@@ -180,19 +171,11 @@ class Function:
     def spend(self, i: Instruction) -> None:
         """Count against the budget, and look whether the dispatch is to stop."""
         w = self.w
-        left = w.op(f"sub i64 {w.call('i64', 'get_budget', ('ptr', '%c'), declare=False)}, 1")
-        w.call("void", "set_budget", ("ptr", "%c"), ("i64", left), declare=False)
-        place = w.op(f"inttoptr i64 {w.call('i64', 'get_stop', ('ptr', '%c'), declare=False)} to ptr")
-        stop = w.op(f"icmp ne i8 {w.op(f'load volatile i8, ptr {place}')}, 0")
-        spent = w.op(f"icmp slt i64 {left}, 0")
-        on, out, hang, stopped = (w.new_label(stem) for stem in ("on", "out", "hang", "stopped"))
-        w.line(f"br i1 {w.op(f'or i1 {stop}, {spent}')}, label %{out}, label %{on}")
+        kind = w.call("i32", "spend", ("ptr", "%c"), declare=False)
+        on, out = w.new_label("on"), w.new_label("out")
+        w.line(f"br i1 {w.op(f'icmp eq i32 {kind}, 0')}, label %{on}, label %{out}")
         w.start(out)
-        w.line(f"br i1 {spent}, label %{hang}, label %{stopped}")
-        w.start(hang)
-        self.fault(i, _HANG)
-        w.start(stopped)
-        self.fault(i, _STOPPED)
+        self.fault(i, kind)
         w.start(on)
 
     def condition(self, i: Instruction) -> str:
@@ -220,7 +203,7 @@ class Function:
         cases = " ".join(f"i64 {n}, label %b{n}" for n in (self.functions if call else self.returns))
         w.line(f"switch i64 {at}, label %{lost} [ {cases} ]")
         w.start(lost)
-        self.fault(i, _UNSUPPORTED)
+        self.fault(i, str(pages.KIND["unsupported"]))
 
 
 def saves(wave: int) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from devrt.virtual.amd.isa.instruction import Instruction, Operand
 from devrt.virtual.amd.isa.opcodes import bits
+from devrt.virtual.amd.memory import Access
 from devrt.virtual.amd.translate import buffer, lanes
+from devrt.virtual.amd.translate.pages import KIND
 from devrt.virtual.amd.translate.writer import APERTURE_HIGH, NotTranslated, Writer
 
+_NEED = (Access.VALID | Access.WRITE | Access.DIRTY).value
+_MISALIGNED = KIND["misaligned"]
 _CROSS = {"ds_bpermute_b32": lanes.bpermute, "ds_permute_b32": lanes.permute, "ds_swizzle_b32": lanes.swizzle}
 _C, _OK = ("ptr", "%c"), ("ptr", "%ok")
 
@@ -98,12 +102,6 @@ def spaces(w: Writer, i: Instruction, at: str) -> list[tuple[str, str, str]]:
     return [("global", at, rest), *found]
 
 
-def _delta(w: Writer, at: str, mask: str, nbytes: int, write: bool) -> str:
-    """What turns addresses into host addresses where one page holds them all, else 0."""
-    return w.call("i64", "page_delta", _C, (w.vec("i64"), at), (w.iw, mask), ("i64", str(nbytes)),
-                  ("i1", "true" if write else "false"), declare=False)
-
-
 def load(w: Writer, i: Instruction) -> None:
     m, out = i.memory, i.destinations[0]
     assert m is not None
@@ -144,19 +142,28 @@ def _narrow(w: Writer, i: Instruction, value: str, width: int) -> str:
     return w.op(f"or {t} {w.op(f'and {t} {old}, splat (i32 -65536)')}, {word}")
 
 
+_FUNCTIONS = {"global": "global", "lds": "lds", "scratch": "private"}
+_BUFFER = "moved"  # registers on their way
+
+
+def _moved(w: Writer, action: str, space: str, at: str, mask: str, offset: int, width: int) -> str:
+    """Call the function that loads or stores `width` bits a lane; the place of the dwords."""
+    place = w.local(_BUFFER, 16 * w.wave)
+    more = [("i64", str(offset))] if space == "lds" else []
+    last = [] if space == "lds" else [_OK]
+    w.call("void", f"{_FUNCTIONS[space]}_{action}", _C, (w.vec("i64"), at), (w.iw, mask), *more, ("i64", str(width // 8)),
+           ("ptr", place), *last, declare=False)
+    return place
+
+
+def _dword(w: Writer, place: str, k: int) -> str:
+    return w.op(f"getelementptr i8, ptr {place}, i64 {4 * w.wave * k}") if k else place
+
+
 def _read(w: Writer, space: str, at: str, mask: str, offset: int, width: int) -> list[str]:
     """The dwords of every lane of `mask`; other lanes 0."""
-    t, wide = w.vec("i32"), w.vec("i64")
-    if space == "global":
-        if width < 32:
-            return [w.call(t, "gather_narrow", _C, (wide, at), (w.iw, mask), ("i64", str(width // 8)), _OK, declare=False)]
-        delta = _delta(w, at, mask, width // 8, False)
-        return [w.call(t, "gather", _C, (wide, at), (w.iw, mask), ("i64", delta), ("i64", str(4 * k)), _OK, declare=False)
-                for k in range(width // 32)]
-    name = "lds_load" if space == "lds" else "private_load"
-    size = min(width, 32) // 8
-    return [w.call(t, name, _C, (wide, at), (w.iw, mask), ("i64", str(offset + 4 * k)), ("i64", str(size)), _OK, declare=False)
-            for k in range(max(1, width // 32))]
+    place = _moved(w, "load", space, at, mask, offset, width)
+    return [w.op(f"load {w.vec('i32')}, ptr {_dword(w, place, k)}, align 4") for k in range(max(1, width // 32))]
 
 
 def store(w: Writer, i: Instruction) -> None:
@@ -178,21 +185,10 @@ def store(w: Writer, i: Instruction) -> None:
 
 
 def _write(w: Writer, space: str, at: str, mask: str, offset: int, width: int, values: list[str]) -> None:
-    t, wide = w.vec("i32"), w.vec("i64")
-    if space == "global":
-        if width < 32:
-            w.call("void", "scatter_lanes", _C, (wide, at), (t, values[0]), (w.iw, mask), ("i64", str(width // 8)), _OK,
-                   declare=False)
-            return
-        delta = _delta(w, at, mask, width // 8, True)
-        for k, value in enumerate(values):
-            w.call("void", "scatter", _C, (wide, at), (t, value), (w.iw, mask), ("i64", delta), ("i64", str(4 * k)), _OK,
-                   declare=False)
-        return
-    name = "lds_store" if space == "lds" else "private_store"
+    place = w.local(_BUFFER, 16 * w.wave)
     for k, value in enumerate(values):
-        w.call("void", name, _C, (wide, at), (t, value), (w.iw, mask), ("i64", str(offset + 4 * k)),
-               ("i64", str(min(width, 32) // 8)), _OK, declare=False)
+        w.line(f"store {w.vec('i32')} {value}, ptr {_dword(w, place, k)}, align 4")
+    _moved(w, "store", space, at, mask, offset, width)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -302,7 +298,7 @@ local:
   %in = icmp ne i64 %h0, 0
   br i1 %in, label %go, label %next
 far:
-  %h1 = call i64 @host(ptr %c, i64 %a, i64 259, i32 %n)
+  %h1 = call i64 @host(ptr %c, i64 %a, i64 {_NEED}, i32 %n)
   %good = icmp ne i64 %h1, 0
   br i1 %good, label %go, label %bad
 go:
@@ -311,7 +307,7 @@ go:
 {body}
   br label %next
 crooked:
-  call void @set_kind(ptr %c, i32 8)
+  call void @set_kind(ptr %c, i32 {_MISALIGNED})
   call void @set_va(ptr %c, i64 %a)
   call void @set_lane(ptr %c, i32 %n)
   br label %bad

@@ -41,7 +41,7 @@ def function(text: str) -> Run:
 
 def _machine(host: target.Target) -> llvm.TargetMachine:
     _initialized()
-    return llvm.Target.from_triple(host.triple).create_target_machine(cpu=host.cpu, features=host.features, opt=1, reloc="pic",
+    return llvm.Target.from_triple(host.triple).create_target_machine(cpu=host.cpu, features=host.features, opt=0, reloc="pic",
                                                                       codemodel="small", jit=True)
 
 
@@ -54,8 +54,10 @@ def _compile(text: str, host: target.Target) -> bytes:
         except RuntimeError as e:
             raise CompileError("LLVM refuses the translation of a kernel", evidence=" ".join(str(e).split())[:300],
                                remedy="this is a defect of devrt's virtual GPU: please report it") from e
-        options = llvm.create_pipeline_tuning_options(speed_level=1)
-        options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
+        builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=1))
+        passes = llvm.create_new_module_pass_manager()
+        passes.add_always_inliner_pass()
+        passes.add_global_dead_code_eliminate_pass()
+        passes.add_simplify_cfg_pass()
+        passes.run(module, builder)
         return bytes(machine.emit_object(module))

@@ -41,7 +41,7 @@ class Writer:
         self.declared: dict[str, str] = {}
         self.helpers: dict[str, str] = {}  # tables and functions that rules bring along, by name
         self.locals: dict[str, int] = {}   # memory of the function: bytes by name
-        self.label = "entry"
+        self._exec = self._exec_mask = ""  # EXEC as it was read last in this block
         self.shuffle: tuple[str, str] | None = None  # DPP: text of the lanes read, lanes that may be written
         self.write_mask: str | None = None
         self.there = ""  # DPP: lanes whose source is there
@@ -53,6 +53,8 @@ class Writer:
         return f"%t{self.serial}"
 
     def line(self, text: str) -> None:
+        if text.endswith("ptr %exec"):
+            self._exec = self._exec_mask = ""
         self.lines.append("  " + text)
 
     def op(self, text: str) -> str:
@@ -66,7 +68,7 @@ class Writer:
 
     def start(self, label: str) -> None:
         self.lines.append(f"{label}:")
-        self.label = label
+        self._exec = self._exec_mask = ""
 
     def call(self, result: str, name: str, *args: tuple[str, str], declare: bool = True) -> str:
         if declare:
@@ -164,10 +166,14 @@ class Writer:
         self.line(f"store i32 {value}, ptr %s{n}")
 
     def exec(self) -> str:
-        return self.op(f"load {self.iw}, ptr %exec")
+        if not self._exec:
+            self._exec = self.op(f"load {self.iw}, ptr %exec")
+        return self._exec
 
     def exec_mask(self) -> str:
-        return self.op(f"bitcast {self.iw} {self.exec()} to {self.mask}")
+        if not self._exec_mask:
+            self._exec_mask = self.op(f"bitcast {self.iw} {self.exec()} to {self.mask}")
+        return self._exec_mask
 
     def vcc(self) -> str:
         return self.op(f"load {self.iw}, ptr %vcc")

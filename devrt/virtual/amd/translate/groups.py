@@ -1,0 +1,133 @@
+"""LLVM IR of the loop over workgroups."""
+
+from __future__ import annotations
+
+from devrt.virtual.amd.translate import layout as at
+
+
+def text(wave: int) -> str:
+    """`run`, for waves of `wave` lanes."""
+    lanes = 3 * wave * 4
+    return _TEXT.replace("$STATE", str(at.state_bytes(wave))).replace("$FIRST", str(512 + lanes)).replace("$LANES", str(lanes))
+
+
+# Workgroups %begin to %end in order x, y, z: the waves of each run until all are at a barrier or done, then go on.
+_TEXT = f"""
+
+define internal void @put_id(ptr %s, i32 %where, i32 %v) alwaysinline {{
+  %no = icmp slt i32 %where, 0
+  br i1 %no, label %out, label %put
+put:
+  %p = getelementptr i32, ptr %s, i32 %where
+  store i32 %v, ptr %p
+  br label %out
+out:
+  ret void
+}}
+
+define i32 @run(ptr %c, i64 %begin, i64 %end) {{
+entry:
+  %nw = call i32 @get_waves(ptr %c)
+  %sx = call i64 @get_states(ptr %c)
+  %tx = call i64 @get_templates(ptr %c)
+  %private = call i64 @get_scratch(ptr %c)
+  %per = call i64 @get_scratch_wave(ptr %c)
+  %gx = call i32 @get_groups_x(ptr %c)
+  %gy = call i32 @get_groups_y(ptr %c)
+  br label %group
+group:
+  %g = phi i64 [ %begin, %entry ], [ %g2, %group.next ]
+  %more = icmp slt i64 %g, %end
+  br i1 %more, label %set, label %good
+set:
+  %gi = trunc i64 %g to i32
+  %ox = urem i32 %gi, %gx
+  %gr = udiv i32 %gi, %gx
+  %oy = urem i32 %gr, %gy
+  %oz = udiv i32 %gr, %gy
+  %fx = call i32 @get_first_x(ptr %c)
+  %fy = call i32 @get_first_y(ptr %c)
+  %fz = call i32 @get_first_z(ptr %c)
+  %idx = add i32 %ox, %fx
+  %idy = add i32 %oy, %fy
+  %idz = add i32 %oz, %fz
+  %zs = shl i32 %idz, 16
+  %yz = or i32 %idy, %zs
+  br label %init
+init:
+  %w = phi i32 [ 0, %set ], [ %w2, %init ]
+  %w64 = zext i32 %w to i64
+  %so = mul i64 %w64, $STATE
+  %sa = add i64 %sx, %so
+  %s = inttoptr i64 %sa to ptr
+  %to = mul i64 %w64, $FIRST
+  %ta = add i64 %tx, %to
+  %t = inttoptr i64 %ta to ptr
+  %scalars = load <128 x i32>, ptr %t, align 4
+  store <128 x i32> %scalars, ptr %s, align 4
+  %sv = getelementptr i8, ptr %s, i64 {at.VGPR}
+  %tv = getelementptr i8, ptr %t, i64 512
+  %ids = load <$LANES x i32>, ptr %tv, align 4
+  store <$LANES x i32> %ids, ptr %sv, align 4
+  %ix = call i32 @get_id_x(ptr %c)
+  call void @put_id(ptr %s, i32 %ix, i32 %idx)
+  %iy = call i32 @get_id_y(ptr %c)
+  call void @put_id(ptr %s, i32 %iy, i32 %idy)
+  %iz = call i32 @get_id_z(ptr %c)
+  call void @put_id(ptr %s, i32 %iz, i32 %idz)
+  %iyz = call i32 @get_id_yz(ptr %c)
+  call void @put_id(ptr %s, i32 %iyz, i32 %yz)
+  %pscc = getelementptr i8, ptr %s, i64 {at.SCC}
+  store i64 0, ptr %pscc
+  %pmode = getelementptr i8, ptr %s, i64 {at.MODE}
+  %cmode = getelementptr i8, ptr %c, i64 {at.EXEC_AND_MODE}
+  %mode = load i32, ptr %cmode
+  store i32 %mode, ptr %pmode
+  %presume = getelementptr i8, ptr %s, i64 {at.RESUME}
+  store i32 0, ptr %presume
+  %pstatus = getelementptr i8, ptr %s, i64 {at.STATUS}
+  store i32 {at.BARRIER}, ptr %pstatus
+  %w2 = add i32 %w, 1
+  %again = icmp ult i32 %w2, %nw
+  br i1 %again, label %init, label %round
+round:
+  br label %step
+step:
+  %v = phi i32 [ 0, %round ], [ %v2, %step.next ]
+  %alive = phi i32 [ 0, %round ], [ %alive2, %step.next ]
+  %v64 = zext i32 %v to i64
+  %vo = mul i64 %v64, $STATE
+  %va = add i64 %sx, %vo
+  %vs = inttoptr i64 %va to ptr
+  %vstatus = getelementptr i8, ptr %vs, i64 {at.STATUS}
+  %was = load i32, ptr %vstatus
+  %waiting = icmp eq i32 %was, {at.BARRIER}
+  br i1 %waiting, label %go, label %step.next
+go:
+  %po = mul i64 %v64, %per
+  %pa = add i64 %private, %po
+  call void @set_scratch(ptr %c, i64 %pa)
+  %r = call i32 @wave(ptr %vs, ptr %c)
+  store i32 %r, ptr %vstatus
+  %fault = icmp eq i32 %r, {at.FAULT}
+  br i1 %fault, label %bad, label %step.next
+step.next:
+  %now = phi i32 [ 0, %step ], [ %r, %go ]
+  %alive2 = add i32 %alive, %now
+  %v2 = add i32 %v, 1
+  %others = icmp ult i32 %v2, %nw
+  br i1 %others, label %step, label %step.end
+step.end:
+  %some = icmp ne i32 %alive2, 0
+  br i1 %some, label %round, label %group.next
+group.next:
+  %g2 = add i64 %g, 1
+  br label %group
+bad:
+  call void @set_scratch(ptr %c, i64 %private)
+  ret i32 1
+good:
+  call void @set_scratch(ptr %c, i64 %private)
+  ret i32 0
+}}
+"""
