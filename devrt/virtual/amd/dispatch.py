@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -54,6 +56,7 @@ class WaveFault(Exception):
 
 
 _WINDOW = 1 << 20  # bytes of code looked at around a kernel's entry
+_GROUPS_A_THREAD = 4
 _BUDGET = 1 << 30  # branches backwards before a wave counts as hung
 
 
@@ -65,7 +68,7 @@ class Executor:
         self.kernels: dict[tuple[int, int], Kernel] = {}
         self.clock = np.zeros(1, np.uint64)
         self.stop = np.zeros(1, np.uint8)
-        self._memory: dict[str, NDArray[np.uint8]] = {}
+        self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
 
     def run(self, d: Dispatch, space: AddressSpace) -> None:
         """Raises MemoryFault or WaveFault."""
@@ -84,37 +87,54 @@ class Executor:
             found = self.kernels[key] = Kernel(self.gfx, d.entry, d.wave, space)
         return found
 
-    def _room(self, name: str, nbytes: int) -> int:
-        """The address of at least `nbytes` of memory of that name, which stays until more is asked for."""
-        held = self._memory.get(name)
+    def _room(self, name: str, thread: int, nbytes: int) -> int:
+        """The address of at least `nbytes` of a thread's memory of that name, which stays until more is asked for."""
+        held = self._memory.get((name, thread))
         if held is None or len(held) < nbytes + 256:
-            held = self._memory[name] = np.zeros(nbytes + 256, np.uint8)
+            held = self._memory[name, thread] = np.zeros(nbytes + 256, np.uint8)
         return -(-held.ctypes.data // 256) * 256
 
     def _launch(self, d: Dispatch, space: AddressSpace, kernel: Kernel, groups: tuple[int, int, int],
                 size: tuple[int, int, int], first: tuple[int, int, int]) -> None:
-        """Workgroups of one size: `groups` of them from the id `first` on."""
+        """Workgroups of one size: `groups` of them from the id `first` on, in threads over the host's cores."""
         threads = size[0] * size[1] * size[2]
         waves = -(-threads // d.wave)
         template = templates(self.gfx, d, size, waves)
         lanes_private = -(-d.scratch_bytes_per_wave // d.wave)
-        context = np.zeros(layout.CONTEXT_BYTES, np.uint8)
-        values = {
-            layout.PAGE_TABLE: space.root, layout.CACHED_PAGE: (1 << 64) - 1, layout.LDS: self._room("lds", max(d.lds_bytes, 64)),
-            layout.LDS_BYTES: d.lds_bytes, layout.SCRATCH: self._room("scratch", max(lanes_private * d.wave * waves, 64)),
-            layout.SCRATCH_LANE: lanes_private, layout.BUDGET: self.budget, layout.STOP: self.stop.ctypes.data,
-            layout.CLOCK: self.clock.ctypes.data, layout.MATH: _math(), layout.CODE: kernel.base,
-            layout.STATES: self._room("states", waves * layout.state_bytes(d.wave)), layout.TEMPLATES: template.ctypes.data,
-            layout.SCRATCH_WAVE: lanes_private * d.wave}
-        for offset, value in values.items():
-            context[offset:offset + 8].view(np.uint64)[0] = value
-        words = {layout.WAVES: waves, layout.GROUPS_X: groups[0], layout.GROUPS_Y: groups[1],
-                 layout.EXEC_AND_MODE: d.rsrc1 >> 12 & 0xFF, **id_places(self.gfx, d),
-                 layout.FIRST_X: first[0], layout.FIRST_Y: first[1], layout.FIRST_Z: first[2]}
-        for offset, value in words.items():
-            context[offset:offset + 4].view(np.int32)[0] = value
-        if kernel.run(context.ctypes.data, 0, groups[0] * groups[1] * groups[2]):
-            raise self._fault(kernel, context)
+        count = groups[0] * groups[1] * groups[2]
+        parts = max(1, min(len(os.sched_getaffinity(0)), count // _GROUPS_A_THREAD))
+        contexts = []
+        for n in range(parts):
+            context = np.zeros(layout.CONTEXT_BYTES, np.uint8)
+            values = {
+                layout.PAGE_TABLE: space.root, layout.CACHED_PAGE: (1 << 64) - 1,
+                layout.LDS: self._room("lds", n, max(d.lds_bytes, 64)), layout.LDS_BYTES: d.lds_bytes,
+                layout.SCRATCH: self._room("scratch", n, max(lanes_private * d.wave * waves, 64)),
+                layout.SCRATCH_LANE: lanes_private, layout.BUDGET: self.budget, layout.STOP: self.stop.ctypes.data,
+                layout.CLOCK: self.clock.ctypes.data, layout.MATH: _math(), layout.CODE: kernel.base,
+                layout.STATES: self._room("states", n, waves * layout.state_bytes(d.wave)),
+                layout.TEMPLATES: template.ctypes.data, layout.SCRATCH_WAVE: lanes_private * d.wave}
+            for offset, value in values.items():
+                context[offset:offset + 8].view(np.uint64)[0] = value
+            words = {layout.WAVES: waves, layout.GROUPS_X: groups[0], layout.GROUPS_Y: groups[1],
+                     layout.EXEC_AND_MODE: d.rsrc1 >> 12 & 0xFF, **id_places(self.gfx, d),
+                     layout.FIRST_X: first[0], layout.FIRST_Y: first[1], layout.FIRST_Z: first[2]}
+            for offset, value in words.items():
+                context[offset:offset + 4].view(np.int32)[0] = value
+            contexts.append(context)
+        failed = [0] * parts
+
+        def work(n: int) -> None:
+            failed[n] = kernel.run(contexts[n].ctypes.data, count * n // parts, count * (n + 1) // parts)
+        others = [threading.Thread(target=work, args=(n,), name="virtual waves") for n in range(1, parts)]
+        for thread in others:
+            thread.start()
+        work(0)
+        for thread in others:
+            thread.join()
+        for context, bad in zip(contexts, failed, strict=True):
+            if bad:  # the one of the lowest workgroups
+                raise self._fault(kernel, context)
 
     @staticmethod
     def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
