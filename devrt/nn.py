@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import numpy as np
-
-from devrt.array import Array, asarray, broadcast
+from devrt.array import Array, broadcast
 from devrt.compiler import composite, derived
 from devrt.compiler import dtypes as dt
 from devrt.device import InvalidArgument
@@ -18,6 +16,7 @@ from devrt.functions import (
     arange,
     cos,
     exp,
+    exp2,
     expand_dims,
     flip,
     log,
@@ -180,8 +179,8 @@ def rope_tables(positions: Array, depth: int, /, *, theta: float = 10000.0,
         raise InvalidArgument("RoPE takes integer positions, an even depth and a frequency for every pair",
                               evidence=f"{positions.dtype}, depth {depth}")
     inverse = frequencies
-    if inverse is None:
-        inverse = asarray((theta ** -(np.arange(0, depth, 2, dtype=np.float64) / depth)).astype(np.float32))
+    if inverse is None:  # in float64, so that the float32 is theta^(-2n/depth) rounded
+        inverse = exp2(arange(depth // 2).astype(dt.float64) * (-2 * math.log2(theta) / depth)).astype(dt.float32)
     angle = expand_dims(positions.astype(dt.float32), axis=positions.ndim) * inverse
     return cos(angle), sin(angle)
 

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from devrt import registry
+from devrt import registry, staging
 from devrt.array import Array, asarray
 from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
@@ -128,10 +128,14 @@ class File(Mapping[str, Array]):
 
     def _storage(self, info: Info) -> Storage:
         address, device = self._mapping.address + info.offset, self._device
-        if info.nbytes and address % (info.dtype.bits // 8) == 0:
+        if info.nbytes and address % (info.dtype.bits // 8) == 0 and staging.shared(device):
             return Storage(info.shape, info.dtype, device, device.wrap(address, info.nbytes, self._mapping))
         made = Storage.alloc(info.shape, info.dtype, device)
-        made.buffer.host()[:info.nbytes] = self._mapping.bytes(info.offset, info.offset + info.nbytes)
+        data = self._mapping.bytes(info.offset, info.offset + info.nbytes)
+        if staging.shared(device):
+            made.buffer.host()[:info.nbytes] = data
+        else:
+            staging.write(device, made.buffer, data)
         return made
 
     def _check_bool(self, name: str, info: Info) -> None:

@@ -16,15 +16,29 @@ from devrt.device import InvalidArgument
 e, inf, nan, pi, newaxis = math.e, math.inf, math.nan, math.pi, None
 
 
-def full(shape: int | Sequence[int], value: Scalar, *, dtype: DType | None = None) -> Array:
+def full(shape: int | Sequence[int], value: Scalar, *, dtype: DType | None = None, device: str | None = None) -> Array:
     """An array filled with one value."""
     kind = dt.bool_ if isinstance(value, builtins.bool) else default_int if isinstance(value, int) else default_float
-    return Array(fill(value, dtype or kind, _shape(shape)))
+    return _placed(Array(fill(value, dtype or kind, _shape(shape))), device)
 
 
-def zeros(shape: int | Sequence[int], *, dtype: DType = default_float) -> Array: return full(shape, 0, dtype=dtype)
-def ones(shape: int | Sequence[int], *, dtype: DType = default_float) -> Array: return full(shape, 1, dtype=dtype)
-def empty(shape: int | Sequence[int], *, dtype: DType = default_float) -> Array: return zeros(shape, dtype=dtype)
+def _placed(x: Array, device: str | None) -> Array:
+    """What needs no device goes where it is used; one that is named gets it now."""
+    return x if device is None else x.to_device(device)
+
+
+def zeros(shape: int | Sequence[int], *, dtype: DType = default_float, device: str | None = None) -> Array:
+    return full(shape, 0, dtype=dtype, device=device)
+
+
+def ones(shape: int | Sequence[int], *, dtype: DType = default_float, device: str | None = None) -> Array:
+    return full(shape, 1, dtype=dtype, device=device)
+
+
+def empty(shape: int | Sequence[int], *, dtype: DType = default_float, device: str | None = None) -> Array:
+    return zeros(shape, dtype=dtype, device=device)
+
+
 def zeros_like(x: Array, /, *, dtype: DType | None = None) -> Array: return full(x.shape, 0, dtype=dtype or x.dtype)
 def ones_like(x: Array, /, *, dtype: DType | None = None) -> Array: return full(x.shape, 1, dtype=dtype or x.dtype)
 

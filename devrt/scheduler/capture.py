@@ -199,7 +199,8 @@ def _key(value: Any, leaves: list[Array]) -> Any:
     """A hashable description of `value`; its arrays are appended to `leaves` in order."""
     if isinstance(value, Array):
         leaves.append(value)
-        return ("array", value.shape, value.dtype)
+        place = value.node.arg.device.uri if value.node.op is Op.BUFFER else ""
+        return ("array", value.shape, value.dtype, place)
     if isinstance(value, (tuple, list)):
         return (type(value), *(_key(v, leaves) for v in value))
     if isinstance(value, dict):

@@ -140,20 +140,19 @@ class Writer:
 
     def s(self, n: int) -> str:
         """One SGPR by its code."""
-        if n in (VCC, VCC + 1, EXEC, EXEC + 1):
+        if n in (VCC, EXEC) or self.wave == 64 and n in (VCC + 1, EXEC + 1):
             whole = self.vcc() if n < EXEC else self.exec()
             if self.wave == 32:
-                return whole if n % 2 == 0 else "0"
+                return whole
             part = self.op(f"lshr i64 {whole}, 32") if n % 2 else whole
             return self.op(f"trunc i64 {part} to i32")
         self.sgprs.add(n)
         return self.op(f"load i32, ptr %s{n}")
 
     def set_s(self, n: int, value: str) -> None:
-        if n in (VCC, VCC + 1, EXEC, EXEC + 1):
+        if n in (VCC, EXEC) or self.wave == 64 and n in (VCC + 1, EXEC + 1):  # in wave32 the high halves are plain registers
             if self.wave == 32:
-                if n % 2 == 0:
-                    self.line(f"store i32 {value}, ptr %{'vcc' if n < EXEC else 'exec'}")
+                self.line(f"store i32 {value}, ptr %{'vcc' if n < EXEC else 'exec'}")
                 return
             place = "%vcc" if n < EXEC else "%exec"
             old = self.op(f"load i64, ptr {place}")
