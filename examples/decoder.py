@@ -83,9 +83,15 @@ class Decoder:
 
     def __init__(self, config: Config, weights: Mapping[str, Weight]) -> None:
         self.config, self.weights = config, dict(weights)
-        self.frequencies = devrt.asarray(frequencies(config))
+        first = self.weights[EMBEDDING]
+        self.device = (first.codes if isinstance(first, Quantised) else first).device
+        self.frequencies = self.array(frequencies(config))
         self._step = devrt.capture(self._traced_step, donate=("cache",))
         self._fill = devrt.capture(self._traced_fill, donate=("cache",))
+
+    def array(self, values: Any) -> Array:
+        """Numbers on the device of the weights."""
+        return devrt.asarray(np.array(values), device=self.device)
 
     @property
     def bytes_per_token(self) -> int:
@@ -103,7 +109,8 @@ class Decoder:
     def new_cache(self, length: int) -> Cache:
         """An empty cache for `length` positions."""
         shape = (length, self.config.kv_heads, self.config.head_dim)
-        return [(devrt.zeros(shape).realize(), devrt.zeros(shape).realize()) for _ in range(self.config.layers)]
+        def empty() -> Array: return devrt.zeros(shape, device=self.device).realize()
+        return [(empty(), empty()) for _ in range(self.config.layers)]
 
     # ----- running
 
@@ -135,12 +142,10 @@ class Decoder:
         """(next token [1], its position, cache) after `prompt`, which goes through in pieces of a power of two."""
         at, pieces = 0, chunks(len(prompt))
         for size in pieces[:-1]:
-            here = devrt.asarray(np.array(at))
-            tokens = devrt.asarray(np.array(prompt[at:at + size]))
+            here, tokens = self.array(at), self.array(prompt[at:at + size])
             cache = self._fill(tokens, here, cache, span=span(at + size, cache[0][0].shape[0]), first=at == 0)
             at += size
-        tokens = devrt.asarray(np.array(prompt[at:]))
-        return self.step(tokens, devrt.asarray(np.array(at)), cache, end=len(prompt), first=at == 0, **sampling)
+        return self.step(self.array(prompt[at:]), self.array(at), cache, end=len(prompt), first=at == 0, **sampling)
 
     def step(self, tokens: Array, position: Array, cache: Cache, *, end: int, first: bool = False,
              **sampling: Any) -> tuple[Array, Array, Cache]:

@@ -267,3 +267,18 @@ def test_more_tokens_than_the_model_was_made_for_are_noted(tmp_path: Path) -> No
 def test_the_shape_of_a_folder_is_not_an_option(tmp_path: Path) -> None:
     done = call(str(tmp_path), "--layers", "2")
     assert done.returncode == 2 and "a FOLDER has its own shape" in done.stderr
+
+
+@pytest.mark.parametrize("uri", ["virtual:amd/gfx1100", "virtual:amd/gfx942"])
+def test_a_virtual_gpu_gives_the_cpus_text_and_bits(uri: str, tmp_path: Path) -> None:
+    c = dataclasses.replace(SMALL, layers=2, dim=64, heads=4, hidden=128)
+    checkpoint.save(tmp_path, c, checkpoint.random_weights(c))
+    config, weights = checkpoint.load(tmp_path)
+    there = devrt.safetensors.load(tmp_path / "model.safetensors", device=uri)
+    given = tokens(20)
+    models = Decoder(config, weights), Decoder(config, there)
+    assert models[1].device == uri
+    cpu, gpu = (list(m.generate(given, 12)) for m in models)
+    assert cpu == gpu
+    hidden = [m.forward(m.array(given), m.array(0), m.new_cache(64), span=64, first=True)[0] for m in models]
+    assert hidden[0].numpy().tobytes() == hidden[1].numpy().tobytes()
