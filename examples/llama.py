@@ -26,6 +26,7 @@ from checkpoint import Config
 from decoder import Decoder, Weight, quantise
 
 import devrt
+from devrt import staging
 from devrt.cli.exit_codes import OK
 from devrt.cli.main import Parser, guarded
 
@@ -66,6 +67,8 @@ def open_folder(folder: str, quiet: bool) -> tuple[Config, dict[str, Weight], di
     nbytes = sum(w.dtype.nbytes(w.size) for w in weights.values())
     with progress(f"reading {nbytes / 1e9:.2f} GB", quiet):
         for w in weights.values():
+            if not staging.shared(w.storage.device):
+                continue  # loading has copied it
             np.frombuffer(w.storage.buffer.host(), np.uint8)[:w.dtype.nbytes(w.size) // 8 * 8].view(np.uint64).sum()
     read = time.perf_counter()
     return config, dict(weights), {"bytes": nbytes, "map_s": mapped - begin, "read_s": read - mapped,
