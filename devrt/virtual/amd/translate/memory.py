@@ -282,7 +282,10 @@ head:
   %left = phi i{wave} [ %exec, %entry ], [ %left2, %next ]
   %acc = phi <{wave} x {t}> [ zeroinitializer, %entry ], [ %acc2, %next ]
   %none = icmp eq i{wave} %left, 0
-  br i1 %none, label %out, label %lane
+  %good.so.far = load i8, ptr %ok
+  %fault = icmp eq i8 %good.so.far, 0
+  %end = or i1 %none, %fault
+  br i1 %end, label %out, label %lane
 lane:
   %n = call i32 @first(i{wave} %left)
   %a = extractelement <{wave} x i64> %va, i32 %n

@@ -197,7 +197,10 @@ head:
   %left = phi i$W [ %exec, %entry ], [ %left2, %next ]
   %acc = phi <$W x i32> [ zeroinitializer, %entry ], [ %acc2, %next ]
   %none = icmp eq i$W %left, 0
-  br i1 %none, label %out, label %next
+  %good.so.far = load i8, ptr %ok
+  %fault = icmp eq i8 %good.so.far, 0
+  %end = or i1 %none, %fault
+  br i1 %end, label %out, label %next
 next:
   %lane = call i32 @first(i$W %left)
   %a = extractelement <$W x i64> %va, i32 %lane
@@ -218,7 +221,10 @@ entry:
 head:
   %left = phi i$W [ %exec, %entry ], [ %left2, %after ]
   %none = icmp eq i$W %left, 0
-  br i1 %none, label %out, label %next
+  %good.so.far = load i8, ptr %ok
+  %fault = icmp eq i8 %good.so.far, 0
+  %end = or i1 %none, %fault
+  br i1 %end, label %out, label %next
 next:
   %lane = call i32 @first(i$W %left)
   %a = extractelement <$W x i64> %va, i32 %lane
@@ -247,7 +253,10 @@ head:
   %left = phi i$W [ %exec, %entry ], [ %left2, %join ]
   %acc = phi <$W x i32> [ zeroinitializer, %entry ], [ %acc2, %join ]
   %none = icmp eq i$W %left, 0
-  br i1 %none, label %out, label %next
+  %good.so.far = load i8, ptr %ok
+  %fault = icmp eq i8 %good.so.far, 0
+  %end = or i1 %none, %fault
+  br i1 %end, label %out, label %next
 next:
   %lane = call i32 @first(i$W %left)
   %a = extractelement <$W x i64> %va, i32 %lane

@@ -485,7 +485,7 @@ def compare(w: Writer, i: Instruction) -> None:
     head, _, predicate = name.rpartition("_")
     a, b = (o for o in i.sources if o.kind != "exec" or not o.dst)
     if predicate == "class":
-        found = _class(w, type, w.value(a), w.dword(b))
+        found = _class(w, type, w.value(a), _wide16(w, w.value(b)) if bits(b.type) == 16 else w.dword(b))
     elif type.startswith("f"):
         found = w.op(f"fcmp {ORDERED[predicate]} {w.vtype(type)} {w.value(a)}, {w.value(b)}")
     else:
