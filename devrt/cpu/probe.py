@@ -1,4 +1,4 @@
-"""Measured peaks of the host: memory bandwidth of the copy engine and f32 FMA rate.
+"""Measured peaks of the host: memory bandwidth (of all cores reading, or of the copy engine, whichever is more) and f32 FMA rate.
 
 Takes about half a second, on request; the result is kept beside the compiled command processor and read when the device
 is opened.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from devrt.cpu.device import CpuDevice
 
 COPY_BYTES = 256 << 20
+READ_PART = 1 << 20  # bytes that one group reads
 FMA_TURNS = 2_000_000
 _CHAINS = 12  # enough independent accumulators to hide a latency of 4 to 5 cycles on two units
 
@@ -43,7 +44,7 @@ def load(system: System) -> Peaks:
 
 def measure(device: CpuDevice) -> Peaks:
     """Measure (best of several), keep the result, and update the device's properties."""
-    peaks = Peaks(_fma_rate(device), _copy_rate(device))
+    peaks = Peaks(_fma_rate(device), max(_copy_rate(device), _read_rate(device)))
     device.properties = dataclasses.replace(device.properties, peak_f32_flops_per_s=peaks.f32_flops_per_s,
                                             memory_bytes_per_s=peaks.memory_bytes_per_s)
     path = _path(device.system)
@@ -59,7 +60,7 @@ def _path(system: System) -> Path:
     cpu = system.read_text("/proc/cpuinfo").split("\n\n")[0]
     identity = [line for line in cpu.splitlines() if line.startswith(("model", "flags", "cpu family"))]
     key = hashlib.sha256("\n".join([*identity, str(system.host().affinity)]).encode()).hexdigest()[:16]
-    return cache_folder() / f"peaks-{key}.json"
+    return cache_folder() / f"peaks-2-{key}.json"
 
 
 def _copy_rate(device: CpuDevice) -> float:
@@ -73,6 +74,66 @@ def _copy_rate(device: CpuDevice) -> float:
         device.transfer.wait(device.transfer.submit(commands))
         best = min(best, time.perf_counter() - start)
     return 2 * COPY_BYTES / best
+
+
+def _read_rate(device: CpuDevice) -> float:
+    """Every core reads its part of an array larger than the caches."""
+    program = device.load(compile_image(_read_kernel(device.properties.lanes)).object, "read")
+    groups = COPY_BYTES // READ_PART
+    array, out = device.alloc(COPY_BYTES), device.alloc(64 * groups)
+    array.host()[:] = bytes(COPY_BYTES)
+    commands = device.command_list()
+    commands.dispatch(program, [array, out], groups)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        device.compute.wait(device.compute.submit(commands))
+        best = min(best, time.perf_counter() - start)
+    program.close()
+    return COPY_BYTES / best
+
+
+def _read_kernel(lanes: int) -> str:
+    vector, chains = f"<{lanes} x float>", 8
+    phis = "\n".join(f"  %a{i} = phi {vector} [ zeroinitializer, %group ], [ %b{i}, %turn ]" for i in range(chains))
+    loads = "\n".join(f"  %p{i} = getelementptr i8, ptr %at, i64 {i * lanes * 4}\n  %v{i} = load {vector}, ptr %p{i}, align 4\n"
+                      f"  %b{i} = fadd {vector} %a{i}, %v{i}" for i in range(chains))
+    sums = "\n".join(f"  %s{i + 1} = fadd {vector} %s{i}, %b{i}" for i in range(1, chains)).replace("%s1,", "%b0,")
+    return f"""
+define dso_local void @read(ptr %args, i64 %begin, i64 %end, ptr %scratch) #0 {{
+entry:
+  %out.at = getelementptr i64, ptr %args, i64 1
+  %array = load ptr, ptr %args
+  %out = load ptr, ptr %out.at
+  br label %group
+group:
+  %g = phi i64 [ %begin, %entry ], [ %g.next, %store ]
+  %offset = mul i64 %g, {READ_PART}
+  %first = getelementptr i8, ptr %array, i64 %offset
+  br label %turn
+turn:
+  %done.bytes = phi i64 [ 0, %group ], [ %next.bytes, %turn ]
+{phis}
+  %at = getelementptr i8, ptr %first, i64 %done.bytes
+  %ahead = getelementptr i8, ptr %at, i64 4096
+  call void @llvm.prefetch.p0(ptr %ahead, i32 0, i32 3, i32 1)
+{loads}
+  %next.bytes = add i64 %done.bytes, {chains * lanes * 4}
+  %more = icmp ult i64 %next.bytes, {READ_PART}
+  br i1 %more, label %turn, label %store
+store:
+{sums}
+  %to = getelementptr [64 x i8], ptr %out, i64 %g
+  store {vector} %s{chains}, ptr %to, align 4
+  %g.next = add i64 %g, 1
+  %again = icmp ult i64 %g.next, %end
+  br i1 %again, label %group, label %done
+done:
+  ret void
+}}
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+attributes #0 = {{ nounwind "min-legal-vector-width"="512" }}
+"""
 
 
 def _fma_rate(device: CpuDevice) -> float:

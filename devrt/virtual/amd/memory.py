@@ -158,7 +158,7 @@ class AddressSpace:
 
     def map(self, va: int, host: int, nbytes: int, access: Access) -> None:
         """Let pages from `va` on be those at `host`. All three are multiples of PAGE."""
-        if va % PAGE or host % PAGE or not 0 < va or va + nbytes > SPAN:
+        if va % PAGE or host % PAGE or va <= 0 or va + nbytes > SPAN:
             raise ValueError(f"{va:#x} and {host:#x} can't be mapped")
         for entries, done in self._leaves(va, nbytes):
             start = host + done * PAGE
