@@ -160,7 +160,7 @@ class Kernel:
             raise WaveFault("unsupported", entry, -1, f"no instruction set of {gfx}")
         self.base, code = window(space, entry)
         try:
-            function = Function(code, entry - self.base, gfx, wave)  # type: ignore[arg-type]
+            function = Function(code, entry - self.base, gfx, wave)
         except IllegalInstruction as e:
             raise WaveFault("illegal instruction", self.base + e.address, -1, str(e)) from e
         self.instructions = function.instructions

@@ -131,8 +131,8 @@ class Emulator:
         return self.alloc(np.array(code, np.uint32), Access.EXECUTE).va
 
     def start(self, entry: int, *, user: tuple[int, ...] = (), groups: tuple[int, int, int] = (1, 1, 1),
-              size: tuple[int, int, int] | None = None, rsrc: tuple[int, int, int] = (0xC0000, 0, 0), lds: int = 0, private: int = 0,
-              partial: tuple[int, int, int] = (0, 0, 0)) -> None:
+              size: tuple[int, int, int] | None = None, rsrc: tuple[int, int, int] = (0xC0000, 0, 0), lds: int = 0,
+              private: int = 0, partial: tuple[int, int, int] = (0, 0, 0)) -> None:
         """Run code at an address. Private memory is given generously, since calls are not counted."""
         count = rsrc[1] >> 1 & 31
         user = (user + (0,) * count)[:max(count, len(user))]

@@ -17,11 +17,13 @@ V8F, V16F, V4F, V32F = "<8 x float>", "<16 x float>", "<4 x float>", "<32 x floa
 
 
 def ir(result: str, a: str, b: str, call: str) -> str:
-    loads = "".join(f"  %p{n} = getelementptr {t}, ptr addrspace(1) %{n}, i32 %i\n  %{v} = load {t}, ptr addrspace(1) %p{n}, align 4\n"
+    loads = "".join(f"  %p{n} = getelementptr {t}, ptr addrspace(1) %{n}, i32 %i\n"
+                    f"  %{v} = load {t}, ptr addrspace(1) %p{n}, align 4\n"
                     for n, v, t in (("a", "x", a), ("b", "y", b), ("c", "z", result)))
     name = call.split("(")[0].split("@")[1]
     types = ", ".join(p.split(" %")[0] if "%" in p else p.split()[0] for p in call[call.index("(") + 1:-1].split(", "))
-    return (f"target triple = \"amdgcn-amd-amdhsa\"\ndeclare i32 @llvm.amdgcn.workitem.id.x()\ndeclare {result} @{name}({types})\n"
+    return (f"target triple = \"amdgcn-amd-amdhsa\"\ndeclare i32 @llvm.amdgcn.workitem.id.x()\n"
+            f"declare {result} @{name}({types})\n"
             f"define amdgpu_kernel void @k({PARAMETERS}) {{\n  %i = call i32 @llvm.amdgcn.workitem.id.x()\n{loads}"
             f"  %r = call {result} {call}\n  %po = getelementptr {result}, ptr addrspace(1) %o, i32 %i\n"
             f"  store {result} %r, ptr addrspace(1) %po, align 4\n  ret void\n}}\n")
@@ -75,8 +77,8 @@ def test_mfma(gen: Gen, case: tuple[str, int, int, int, str, str, str]) -> None:
     out = np.float64 if kind == "f64" else np.int32 if kind == "i8" else np.float32
     registers = m * m * blocks // 64
     c = integers(64, registers).astype(out)
-    got = run(gen, ir(result, a_type, a_type, f"@llvm.amdgcn.mfma.{name}({a_type} %x, {a_type} %y, {result} %z, i32 0, i32 0, i32 0)"),
-              encoded(a, kind), encoded(b, kind), c)
+    call = f"@llvm.amdgcn.mfma.{name}({a_type} %x, {a_type} %y, {result} %z, i32 0, i32 0, i32 0)"
+    got = run(gen, ir(result, a_type, a_type, call), encoded(a, kind), encoded(b, kind), c)
     want = c.copy()
     for v in range(registers):
         if m == 4:
@@ -100,8 +102,8 @@ def test_mfma_of_8_bit_floats_and_broadcasts() -> None:
     codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
     values = [np.array([fp8.number(n, fp8.FORMATS["gfx942", kind]) for n in range(256)]) for kind in ("fp8", "bf8")]
     a, b, lane, c = values[0][codes[0]], values[1][codes[1]], np.arange(64), np.zeros((64, 4), np.float32)
-    got = run("gfx942", ir(V4F, "i64", "i64", f"@llvm.amdgcn.mfma.f32.16x16x32.fp8.bf8(i64 %x, i64 %y, {V4F} %z, i32 0, i32 0, i32 0)"),
-              codes[0], codes[1], c)
+    call = f"@llvm.amdgcn.mfma.f32.16x16x32.fp8.bf8(i64 %x, i64 %y, {V4F} %z, i32 0, i32 0, i32 0)"
+    got = run("gfx942", ir(V4F, "i64", "i64", call), codes[0], codes[1], c)
     for v in range(4):
         want = sum(a[4 * (lane // 16) + v + 16 * (k // 8), k % 8] * b[lane % 16 + 16 * (k // 8), k % 8] for k in range(32))
         assert np.allclose(got[:, v], want, rtol=1e-5, atol=1e-5)

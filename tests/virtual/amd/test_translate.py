@@ -11,9 +11,9 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from devrt.virtual.amd.dispatch import WaveFault
 from devrt.virtual.amd.isa import GENS, Gen
 from devrt.virtual.amd.memory import PAGE, Access, MemoryFault
-from devrt.virtual.amd.dispatch import WaveFault
 from tests.virtual.amd.emulator import Emulator, compile_ir
 from tests.virtual.amd.kernels import HEADER, PARAMETERS, module
 
@@ -51,8 +51,8 @@ def on_host(name: str) -> Callable[..., None]:
     text = text.replace("call i32 @llvm.amdgcn.workitem.id.x()", "add i32 %work.item, 0")
     text = re.sub(r"attributes #0.*|declare i32 @llvm.amdgcn.*", "", text)
     parsed = llvm.parse_assembly(text + TO_BFLOAT)
-    machine = llvm.Target.from_default_triple().create_target_machine(cpu="x86-64-v3" if "x86_64" in llvm.get_default_triple() else "",
-                                                                      opt=0, jit=True)
+    cpu = "x86-64-v3" if "x86_64" in llvm.get_default_triple() else ""
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, opt=0, jit=True)
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     _engines.append(engine)
@@ -183,7 +183,8 @@ def results(gen: Gen, type: str, calls: list[str], x: np.ndarray) -> list[np.nda
     out, a = gpu.alloc(bytes(len(calls) * 8 * wave)), gpu.alloc(x)
     gpu.run(compile_ir(text, gen), "k", out.va.to_bytes(8, "little") + a.va.to_bytes(8, "little") + bytes(36))
     kinds = {"i32": np.uint32, "float": np.float32, "i64": np.uint64}
-    found = [np.frombuffer(out.host, kinds.get(c.split(" @")[0], np.uint32), wave, n * 8 * wave).copy() for n, c in enumerate(calls)]
+    found = [np.frombuffer(out.host, kinds.get(c.split(" @")[0], np.uint32), wave, n * 8 * wave).copy()
+             for n, c in enumerate(calls)]
     gpu.close()
     return found
 
@@ -231,10 +232,11 @@ def test_lanes(gen: Gen) -> None:
     if wave == 32:
         selects = [1985229328 >> 4 * n & 15 for n in range(8)] + [(-19088744 & 0xFFFFFFFF) >> 4 * n & 15 for n in range(8)]
         pick = row + np.array(selects)[at]
+        eight = (i & ~7) + np.array([3450 >> 3 * n & 7 for n in range(8)])[i & 7]
         cases += [("i32 @llvm.amdgcn.permlane16.i32(i32 %i, i32 %x, i32 1985229328, i32 -19088744, i1 false, i1 true)", x[pick]),
                   ("i32 @llvm.amdgcn.permlanex16.i32(i32 %i, i32 %x, i32 1985229328, i32 -19088744, i1 true, i1 false)",
                    x[pick ^ 16]),
-                  ("i32 @llvm.amdgcn.mov.dpp8.i32(i32 %x, i32 3450)", x[(i & ~7) + np.array([3450 >> 3 * n & 7 for n in range(8)])[i & 7]])]
+                  ("i32 @llvm.amdgcn.mov.dpp8.i32(i32 %x, i32 3450)", x[eight])]
     for (call, want), got in zip(cases, results(gen, "i32", [c for c, _ in cases], x), strict=True):
         assert np.array_equal(got, np.asarray(want).astype(np.int64).astype(np.uint32)), call
 
@@ -245,7 +247,8 @@ def test_numbers(gen: Gen) -> None:
     x = np.resize(numbers("f32", 32, np.random.default_rng(8)), wave).astype(np.float32)
     x[:4] = (1.5, -0.3, 1e30, 65504.0)
     calls = ["float @llvm.amdgcn.fmed3.f32(float %x, float 1.0, float 3.0)", "float @llvm.ldexp.f32.i32(float %x, i32 -130)",
-             "<2 x half> @llvm.amdgcn.cvt.pkrtz(float %x, float 2.0)", "float @llvm.amdgcn.cubeid(float %x, float 1.0, float -2.0)",
+             "<2 x half> @llvm.amdgcn.cvt.pkrtz(float %x, float 2.0)",
+             "float @llvm.amdgcn.cubeid(float %x, float 1.0, float -2.0)",
              "float @llvm.amdgcn.frexp.mant.f32(float %x)", "i32 @llvm.amdgcn.frexp.exp.i32.f32(float %x)"]
     got = results(gen, "float", calls, x)
     with np.errstate(all="ignore"):
@@ -259,14 +262,16 @@ def test_numbers(gen: Gen) -> None:
         ordered = ~np.isnan(x)
         assert np.array_equal(got[3][ordered], np.where(np.abs(x) > 2, np.where(x < 0, 1, 0), 5)[ordered])
         mantissa, exponent = np.frexp(x)
-        assert same(got[4][finite], mantissa[finite], "f32").all() and np.array_equal(got[5][finite].view(np.int32), exponent[finite])
+        assert same(got[4][finite], mantissa[finite], "f32").all()
+        assert np.array_equal(got[5][finite].view(np.int32), exponent[finite])
 
 
 @pytest.mark.parametrize("gen", ("gfx942", "gfx1201"))
 def test_8_bit_floats(gen: Gen) -> None:
     from devrt.virtual.amd.translate import fp8
     wave = 64 if gen == "gfx942" else 32
-    x = (np.random.default_rng(9).standard_normal(wave) * 2.0 ** np.random.default_rng(3).integers(-9, 7, wave)).astype(np.float32)
+    rng = np.random.default_rng(9)
+    x = (rng.standard_normal(wave) * 2.0 ** rng.integers(-9, 7, wave)).astype(np.float32)
     for kind in ("fp8", "bf8"):
         calls = [f"i32 @llvm.amdgcn.cvt.pk.{kind}.f32(float %x, float 1.0, i32 -1, i1 true)"]
         (packed,) = results(gen, "float", calls, x)

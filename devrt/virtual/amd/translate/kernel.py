@@ -37,7 +37,8 @@ class Function:
         helpers = "".join(w.helpers.values())
         known = pages.TEXT + spaces.text(w.wave) + groups.text(w.wave) + saves(w.wave)
         declared = "\n".join(d for name, d in w.declared.items() if f"@{name}(" not in known + helpers)
-        return "\n".join([known, helpers, "define internal i32 @wave(ptr noalias %state, ptr %c) {", "entry:", *self.prologue(), body,
+        return "\n".join([known, helpers, "define internal i32 @wave(ptr noalias %state, ptr %c) {", "entry:", *self.prologue(),
+                          body,
                           "}", declared, ""])
 
     # ----- registers in and out
@@ -67,7 +68,7 @@ class Function:
     def saving(self) -> list[str]:
         """The registers back into the state."""
         out = []
-        for name, t, offset in self.names():
+        for name, _, offset in self.names():
             kind = "w" if name in ("%vcc", "%exec") else "v" if name.startswith("%v") else "s"
             out.append(f"  call void @save.{kind}(ptr {name}, ptr %state, i64 {offset})")
         out.append(f"  call void @save.scc(ptr %scc, ptr %state, i64 {layout.SCC})")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from devrt.virtual.amd.isa.formats import GENS
 from devrt.virtual.amd.isa.instruction import Instruction, Operand
 from devrt.virtual.amd.isa.opcodes import bits, opcodes
 from devrt.virtual.amd.translate import fp8
@@ -198,7 +199,8 @@ def _back(name: str, table: str, count: int, type: str, t: str, clamp: bool) -> 
         body, width = "  %y = bitcast $T %x to i$W\n", bits(type)
     elif type == "i32" and clamp:
         width = 32
-        body = ("  %lo = call i64 @llvm.smax.i64(i64 %x, i64 -2147483648)\n  %hi = call i64 @llvm.smin.i64(i64 %lo, i64 2147483647)\n"
+        body = ("  %lo = call i64 @llvm.smax.i64(i64 %x, i64 -2147483648)\n"
+                "  %hi = call i64 @llvm.smin.i64(i64 %lo, i64 2147483647)\n"
                 "  %y = trunc i64 %hi to i32\n")
     elif type == "i32":
         body, width = "  %y = trunc i64 %x to i32\n", 32
@@ -270,8 +272,8 @@ def multiply(w: Writer, i: Instruction) -> None:
     group = 1 << min(cbsz, s.blocks.bit_length() - 1)
     integer, alone = tc == "i32", not mfma and w.gen == "gfx1100" and tc in ("f16", "bf16")  # a half of every register
     width = 32 if alone else bits(tc)
-    name = "matrix." + ".".join(str(x) for x in (i.mnemonic, *i.matrix, i.op_sel >> 2 & 1, i.neg_hi, i.fields["neg"] if not mfma else
-                                                 0, int(i.clamp)))
+    flags = (*i.matrix, i.op_sel >> 2 & 1, i.neg_hi, 0 if mfma else i.fields["neg"], int(i.clamp))
+    name = ".".join(("matrix", i.mnemonic, *map(str, flags)))
 
     def a_place(block: int, row: int, at: int) -> int:
         source = (block & ~(group - 1)) + abid % group
@@ -363,6 +365,6 @@ def _run(w: Writer, i: Instruction, name: str, width: int, alone: bool) -> None:
             w.set_v(n + k, value, "")
 
 
-for _gen in ("gfx90a", "gfx942", "gfx1100", "gfx1201"):
-    NAMED |= {op.mnemonic: multiply for op in opcodes(_gen)["VOP3P"].values()  # type: ignore[arg-type]
+for _gen in GENS:
+    NAMED |= {op.mnemonic: multiply for op in opcodes(_gen)["VOP3P"].values()
               if op.mnemonic.startswith(("v_mfma_", "v_wmma_")) and "xf32" not in op.mnemonic}

@@ -292,7 +292,7 @@ join:
 out:
   ret <$W x i32> %acc
 }}
-"""  # noqa: E501
+"""
 
 _NEAR = f"""
 ; LDS at %at + %first: what is outside reads 0 and is not written

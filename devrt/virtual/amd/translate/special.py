@@ -134,7 +134,8 @@ def mad16(w: Writer, i: Instruction) -> None:
 
 # The face of a cube that a direction meets, in this order where coordinates are as large as each other: z, y, x.
 # (of a positive, of a negative major coordinate): signs and coordinates of s and t, the face's number.
-_CUBE = {"z": (("+x", "-y", 4), ("-x", "-y", 5)), "y": (("+x", "+z", 2), ("+x", "-z", 3)), "x": (("-z", "-y", 0), ("+z", "-y", 1))}
+_CUBE = {"z": (("+x", "-y", 4), ("-x", "-y", 5)), "y": (("+x", "+z", 2), ("+x", "-z", 3)),
+         "x": (("-z", "-y", 0), ("+z", "-y", 1))}
 
 
 def _cube(part: str) -> Rule:
@@ -148,8 +149,9 @@ def _cube(part: str) -> Rule:
                 return w.const("f32", float(_CUBE[axis][side][2]))
             if part == "ma":
                 return w.op(f"fmul {f} {values[axis]}, {w.const('f32', 2.0)}")
-            sign, name = str(_CUBE[axis][side]["sc tc".split().index(part)])
-            return values[name] if sign == "+" else w.op(f"fneg {f} {values[name]}")
+            signed = _CUBE[axis][side][0 if part == "sc" else 1]
+            value = values[str(signed)[1]]
+            return value if str(signed)[0] == "+" else w.op(f"fneg {f} {value}")
 
         def face(axis: str) -> str:
             below = w.op(f"fcmp olt {f} {values[axis]}, zeroinitializer")
