@@ -83,6 +83,19 @@ def _mad24(signed: bool) -> Values:
     return run
 
 
+def _mad(w: Writer, type: str, a: str, b: str, c: str) -> str:
+    return w.op(f"add {w.vtype(type)} {w.op(f'mul {w.vtype(type)} {a}, {b}')}, {c}")
+
+
+def mad_wide(signed: bool) -> Values:
+    """32 bits of a * b + c with 16-bit factors."""
+    def run(w: Writer, type: str, a: str, b: str, c: str) -> str:
+        t, ext = w.vec("i32"), "sext" if signed else "zext"
+        x, y = (w.op(f"{ext} {w.vec('i16')} {v} to {t}") for v in (a, b))
+        return w.op(f"add {t} {w.op(f'mul {t} {x}, {y}')}, {c}")
+    return run
+
+
 def _mulhi(signed: bool) -> Values:
     def run(w: Writer, type: str, a: str, b: str) -> str:
         t, wide, ext = w.vec("i32"), w.vec("i64"), "sext" if signed else "zext"
@@ -265,7 +278,7 @@ INTEGER: dict[str, Values] = {
     "v_add_nc": _op("add"), "v_add": _op("add"), "v_sub_nc": _op("sub"), "v_sub": _op("sub"),
     "v_subrev_nc": _op("sub", swap=True), "v_subrev": _op("sub", swap=True), "v_mul_lo": _op("mul"),
     "v_mul_i32": _mul24(True, False), "v_mul_u32": _mul24(False, False), "v_mul_hi_i32": _mul24(True, True),
-    "v_mul_hi_u32": _mul24(False, True), "v_mad_i32": _mad24(True), "v_mad_u32": _mad24(False),
+    "v_mul_hi_u32": _mul24(False, True), "v_mad_i32": _mad24(True), "v_mad_u32": _mad24(False), "v_mad": _mad,
     "v_and": _op("and"), "v_or": _op("or"), "v_xor": _op("xor"), "v_xnor": _xnor, "v_not": _not,
     "v_lshlrev": _shift("shl", True), "v_lshrrev": _shift("lshr", True), "v_ashrrev": _shift("ashr", True),
     "v_bfm": _bfm, "v_bfi": _bfi, "v_perm": _perm, "v_alignbit": _align(1), "v_alignbyte": _align(8),

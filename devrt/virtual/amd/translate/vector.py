@@ -77,6 +77,7 @@ def plain(compute: arithmetic.Values, saturated: bool = False) -> Rule:
 
 
 NAMED: dict[str, Rule] = {
+    "v_mad_i32_i16": plain(arithmetic.mad_wide(True)), "v_mad_u32_u16": plain(arithmetic.mad_wide(False)),
     "v_nop": lambda w, i: None,
     "v_clz_i32_u32": plain(arithmetic.count("ctlz")), "v_ffbh_u32": plain(arithmetic.count("ctlz")),
     "v_cls_i32": plain(arithmetic.sign_bits), "v_ffbh_i32": plain(arithmetic.sign_bits),
