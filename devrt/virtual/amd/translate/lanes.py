@@ -174,13 +174,15 @@ def _offset(i: Instruction) -> int:
 
 
 def bpermute(w: Writer, i: Instruction) -> None:
-    """Each lane reads the lane at address / 4; inactive sources give 0."""
+    """Each lane reads the lane at address / 4; inactive sources give 0, but for the form that fetches them."""
     t = w.vec("i32")
     addr, data = i.sources
     where = w.op(f"add {t} {w.dword(addr)}, splat (i32 {_offset(i)})")
     lane = w.op(f"and {t} {w.op(f'lshr {t} {where}, splat (i32 2)')}, splat (i32 {w.wave - 1})")
-    masked = w.op(f"select {w.mask} {w.exec_mask()}, {t} {w.dword(data)}, {t} zeroinitializer")
-    w.set_v(w.vcode(i.destinations[0]), pick_lanes(w, masked, lane))
+    value = w.dword(data)
+    if i.mnemonic != "ds_bpermute_fi_b32":
+        value = w.op(f"select {w.mask} {w.exec_mask()}, {t} {value}, {t} zeroinitializer")
+    w.set_v(w.vcode(i.destinations[0]), pick_lanes(w, value, lane))
 
 
 def permute(w: Writer, i: Instruction) -> None:

@@ -11,7 +11,8 @@ from devrt.virtual.amd.translate.writer import APERTURE_HIGH, NotTranslated, Wri
 
 _NEED = (Access.VALID | Access.WRITE | Access.DIRTY).value
 _MISALIGNED = KIND["misaligned"]
-_CROSS = {"ds_bpermute_b32": lanes.bpermute, "ds_permute_b32": lanes.permute, "ds_swizzle_b32": lanes.swizzle}
+_CROSS = {"ds_bpermute_b32": lanes.bpermute, "ds_bpermute_fi_b32": lanes.bpermute,
+          "ds_permute_b32": lanes.permute, "ds_swizzle_b32": lanes.swizzle}
 _C, _OK = ("ptr", "%c"), ("ptr", "%ok")
 
 
