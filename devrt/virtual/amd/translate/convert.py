@@ -153,7 +153,7 @@ def pack(w: Writer, i: Instruction) -> None:
 # Exponent and fraction
 
 
-def power_of_two(w: Writer, exponent: str, type: str = "f64") -> str:
+def power_of_two(w: Writer, exponent: str) -> str:
     """2^exponent as f64, for i32 exponents of -1022 to 1023."""
     wide = w.vec("i64")
     extended = w.op(f"sext {w.vec('i32')} {exponent} to {wide}")
