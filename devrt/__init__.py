@@ -22,6 +22,7 @@ _FROM = {
                      "Unsupported", "CompileError", "DeviceFault", "DeviceHang", "DeviceLost", "parse_uri"),
     "devrt.scheduler.capture": ("capture", "Captured"),
     "devrt.scheduler.explain": ("explain",),
+    "devrt.tier": ("fast",),
     "devrt.array": ("Array", "asarray", "from_dlpack", "realize"),
     "devrt.compiler.dtypes": ("int4", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
                               "float8_e4m3", "float8_e5m2", "float16", "bfloat16", "float32", "float64", "DType"),

@@ -64,7 +64,8 @@ def _gcn(p: Properties) -> Backend:
     """A GPU's groups share LDS: it plays the part of the caches that panels are packed into."""
     from devrt.compiler.llvm import amdgcn
     t = amdgcn.target(p.isa)
-    tuning = Tuning(t.wave, t.vector_registers, p.scratch_bytes // 8, p.scratch_bytes // 2, p.compute_units, p.scratch_bytes)
+    tuning = Tuning(t.wave, t.vector_registers, p.scratch_bytes // 8, p.scratch_bytes // 2, p.compute_units, p.scratch_bytes,
+                    t.matrix_units)
     return Backend(tuning, t.key,
                    lambda program: amdgcn.compile_program(program, t), lambda program: amdgcn.assembly(program, t))
 

@@ -11,6 +11,7 @@ Beyond computing, it finds what no backend has to survive, and raises CompileErr
     a read of shared memory that nothing has written;
     a loop bound that differs among the lanes of a group;
     a streamed store of consecutive elements, not masked, that does not start at a multiple of `lanes`;
+    an mma whose tiles start at other than multiples of 8, or not at the same place in all lanes;
     a nibble of pairs whose indexes do not count on from an even one;
     a race: lanes run in no order between barriers and groups in none at all, so what one lane stores no other lane may
     load or store before the next barrier, nor ever in a parameter, which barriers do not order. Only lanes that store
@@ -129,7 +130,7 @@ class _Run:
         self.handlers: dict[str, Callable[[Inst], None]] = {
             "const": self._const, "group": self._ids, "lane": self._ids, "cast": self._cast, "bitcast": self._bitcast,
             "load": self._load, "nibble": self._load, "store": self._store, "table": self._table, "lane_xor": self._lane_xor,
-            "lane_get": self._lane_get, "barrier": self._barrier, "loop": self._loop, "when": self._when,
+            "lane_get": self._lane_get, "barrier": self._barrier, "mma": self._mma, "loop": self._loop, "when": self._when,
             "yield": lambda i: None,
         }
 
@@ -253,6 +254,41 @@ class _Run:
         assert isinstance(table, Table)
         index = self._inside(i, self._where(i, None), table.name, len(table.values))
         self._set(i.out[0], self.tables[table.name][index])
+
+    def _mma(self, i: Inst) -> None:
+        assert isinstance(i.mem, Shared)
+        layout, sums = lir.LAYOUTS[i.attrs["layout"]], self._args(i)[2:]
+        a, b = self._tile(i, 0, i.attrs["lda"]), self._tile(i, 1, i.attrs["ldb"])
+        columns = self.lanes[0] % lir.MMA_SIDE
+        for v, (out, total) in enumerate(zip(i.out, sums, strict=True)):
+            rows = layout.per_register * v + layout.per_half * (self.lanes[0] // lir.MMA_SIDE)
+            total = self._all(total)
+            for k in range(lir.MMA_SIDE):
+                total = arithmetic.evaluate("fma", a[:, rows, k], b[:, columns, k], total)
+            self._set(out, total)
+
+    def _tile(self, i: Inst, n: int, stride: int) -> Array:
+        """The tile of operand `n` of an mma as float32 (groups, row, k). Every lane reads it."""
+        mem, side = i.mem, lir.MMA_SIDE
+        assert isinstance(mem, Shared)
+        first = self._all(self.registers[i.args[n]]).astype(np.int64)
+        on = self._where(i, None)
+        last = first + (side - 1) * stride + side - 1
+        if (odd := on & ((first != first[:, :1]) | (first % lir.MMA_ALIGN != 0))).any():
+            self._fail(i, f"a tile of mma starts at a multiple of {lir.MMA_ALIGN}, the same in all lanes", odd)
+        if (outside := on & ((first < 0) | (last >= mem.count))).any():
+            self._fail(i, f"a tile from {first[outside][0]} on is outside {mem.name}[{mem.count}]", outside)
+        inside = np.arange(side)[:, None] * stride + np.arange(side)
+        start = np.where(self.active, first[:, :1] + self.rows * mem.count, 0)
+        at, memory = start[:, :, None] + inside, self.shared[mem.name]
+        running = np.broadcast_to(self.active[:, :, None], at.shape)
+        assert memory.defined is not None
+        if (never := running & ~memory.defined[at]).any():
+            self._fail(i, "read of shared memory that nothing has written", on & never.any((1, 2))[:, None])
+        if (race := running & (memory.writer[at] != _NOBODY)).any():
+            self._fail(i, "race: a lane stored to a tile of mma, with no barrier in between", on & race.any((1, 2))[:, None])
+        memory.reader[at[running]] = _SEVERAL
+        return convert.cast(memory.data[at], mem.dtype, dt.float32)
 
     def _barrier(self, i: Inst) -> None:
         rows = self.active[:, 0]

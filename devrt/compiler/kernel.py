@@ -137,7 +137,7 @@ class Reduce:
 
 @dataclass(eq=False)
 class Contract:
-    """name = sum over k, in order, of a*b by fma, at grid axes batch, m, n."""
+    """name = sum over k, in order, of a*b by fma, at grid axes batch, m, n; `fast`: in an order that the device chooses."""
 
     name: Name
     batch: Axis
@@ -149,9 +149,11 @@ class Contract:
     dtype: DType
     a_contiguous: str
     b_contiguous: str
+    fast: bool = False
 
     def text(self, e: Callable[[Ex], str]) -> str:
-        return f"{self.name} = contract.{self.dtype.short} {self.k}:{self.k.size}  {e(self.a)} * {e(self.b)}"
+        tier = ".fast" if self.fast else ""
+        return f"{self.name} = contract.{self.dtype.short}{tier} {self.k}:{self.k.size}  {e(self.a)} * {e(self.b)}"
 
 
 @dataclass(eq=False)

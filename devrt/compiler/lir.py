@@ -31,6 +31,11 @@ tested against it bit for bit.
     table                            constant array lookup; the index must lie inside
     lane_xor                         the value of lane (lane ^ mask), mask a constant below `lanes`
     lane_get                         the value of one lane, a constant, in all lanes
+    mma                              a matrix product by a matrix unit, C += A x B^T: float16 or bfloat16 tiles of 16 rows of 16
+                                     in one shared array, A[i][k] at a + i*lda + k and B[j][k] at b + j*ldb + k; a and b are the
+                                     same in all lanes; they, lda and ldb are multiples of 8. C is float32, spread over registers
+                                     as `layout` says (Layout). Here the sum runs over k in order, by fma; a device chooses its
+                                     order and how it rounds in between. Only programs of the fast tier hold it
     when                             its body may run in every lane, so indexes must lie inside whatever the condition
 
 Lanes run in no order between barriers, and groups in none: what one lane stores no other lane may load or store before
@@ -78,6 +83,23 @@ class Reg:
 
     def __repr__(self) -> str:
         return f"%{self.id}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a wave of `lanes` keeps a 16x16 matrix of float32: register v of lane l is element
+    i = per_register*v + per_half*(l // 16), j = l % 16."""
+
+    lanes: int
+    registers: int
+    per_register: int
+    per_half: int
+
+
+# AMD's matrix instruction calculator: WMMA of RDNA 3 in waves of 32 lanes, MFMA 16x16x16 of CDNA 2 and 3.
+LAYOUTS = {"wmma": Layout(32, 8, 2, 1), "mfma": Layout(64, 4, 1, 4)}
+MMA_SIDE = 16  # rows, columns and depth of one mma
+MMA_ALIGN = 8  # elements: what its indexes and strides are multiples of
 
 
 @dataclass(frozen=True)
@@ -318,6 +340,12 @@ class Builder:
         """All shared-memory accesses of the group before it happen before those after it."""
         self.emit("barrier", None)
 
+    def mma(self, tiles: Shared, a: Reg, lda: int, b: Reg, ldb: int, acc: Sequence[Reg], layout: str) -> list[Reg]:
+        """acc + A x B^T of 16x16 tiles in `tiles`, whose first rows start at elements a and b, next rows lda and ldb later."""
+        out = tuple(self.reg(dt.float32) for _ in acc)
+        self._blocks[-1].append(Inst("mma", out, (a, b, *acc), {"lda": lda, "ldb": ldb, "layout": layout}, tiles))
+        return list(out)
+
     # ----- structure
 
     def loop(self, lo: Reg | int, hi: Reg | int, carried: Sequence[Reg],
@@ -441,6 +469,8 @@ def _type_error(p: Program, i: Inst) -> str:
         masks = types[2:] if op == "store" else types[1:]
         if masks and masks != [dt.bool_]:
             return "a mask is one bool"
+    elif op == "mma":
+        return _mma_error(p, i)
     elif op == "lane_xor" and not 0 < int(i.attrs["mask"]) < p.lanes:
         return "lane_xor mask out of range"
     elif op == "lane_get" and not 0 <= int(i.attrs["lane"]) < p.lanes:
@@ -451,6 +481,21 @@ def _type_error(p: Program, i: Inst) -> str:
         return "a when takes a bool"
     elif op not in ("const", "group", "lane", "cast", "barrier", "yield", "lane_xor", "lane_get", "loop", "when"):
         return f"no such instruction: {op}"
+    return ""
+
+
+def _mma_error(p: Program, i: Inst) -> str:
+    layout = LAYOUTS.get(i.attrs["layout"])
+    if layout is None or p.lanes != layout.lanes:
+        return f"mma has the layouts {', '.join(f'{name} of {x.lanes} lanes' for name, x in LAYOUTS.items())}"
+    if not isinstance(i.mem, Shared) or i.mem.dtype not in (dt.float16, dt.bfloat16):
+        return "mma multiplies float16 or bfloat16 in a shared array"
+    if any(r.dtype is not p.index for r in i.args[:2]):
+        return "mma takes its tiles by two index registers"
+    if [r.dtype for r in i.args[2:]] != [dt.float32] * layout.registers or len(i.out) != layout.registers:
+        return f"mma adds to {layout.registers} registers of float32"
+    if any(s < MMA_SIDE or s % MMA_ALIGN for s in (i.attrs["lda"], i.attrs["ldb"])):
+        return f"rows of mma's tiles are a multiple of {MMA_ALIGN} elements apart, at least {MMA_SIDE}"
     return ""
 
 
@@ -481,6 +526,11 @@ def line(i: Inst) -> str:
         assert i.mem is not None
         return (f"store{'.stream' if i.attrs.get('stream') else ''} {i.mem.name}[{i.args[0]}] = {i.args[1]}"
                 + (f" if {i.args[2]}" if len(i.args) > 2 else ""))
+    if i.op == "mma":
+        assert i.mem is not None
+        a, b, *sums = i.args
+        return (f"{outs} = mma.{i.attrs['layout']} {i.mem.name}[{a} + 0..15*{i.attrs['lda']}] x "
+                f"{i.mem.name}[{b} + 0..15*{i.attrs['ldb']}] + {', '.join(map(str, sums))}")
     if i.op == "loop":
         carried = ", ".join(f"{a}:{a.dtype.short}={b}" for a, b in zip(i.inner[1:], i.args[2:], strict=True))
         step = f" step {i.attrs['step']}" if i.attrs["step"] != 1 else ""

@@ -60,7 +60,8 @@ class Op(enum.Enum):
     FMA = "fma"            # rounded once
     # many to one
     REDUCE = "reduce"      # (kind, axes): sum, prod, max, min; reduced axes stay with size 1
-    CONTRACT = "contract"  # dtype: [b,m,k] x [b,k,n] -> [b,m,n], accumulated and returned in dtype
+    CONTRACT = "contract"  # dtype, or (dtype, "fast"): [b,m,k] x [b,k,n] -> [b,m,n], accumulated and returned in dtype; fast: in
+    #                        float32, in an order that the device chooses, of float16 or bfloat16
     COPY = "copy"          # device URI: the same values on another device
 
 
@@ -231,8 +232,18 @@ def _reduce(src: tuple[Node, ...], arg: Any) -> tuple[Shape, DType]:
     return tuple(1 if a in axes else n for a, n in enumerate(shape)), d
 
 
+def is_fast(arg: Any) -> bool:
+    """Whether the argument of a CONTRACT asks for the fast tier."""
+    return isinstance(arg, tuple) and len(arg) == 2 and arg[1] == "fast"
+
+
 def _contract(src: tuple[Node, ...], arg: Any) -> tuple[Shape, DType]:
     a, b = src
+    fast = is_fast(arg)
+    if fast:
+        arg = arg[0]
+        _need(arg is dt.float32 and a.dtype in (dt.float16, dt.bfloat16),
+              f"no fast product of {a.dtype} accumulates in {arg}")
     _need(len(a.shape) == 3 and len(b.shape) == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1],
           f"cannot contract {list(a.shape)} with {list(b.shape)}")
     _need(arg in (dt.float32, dt.float64, dt.int32, dt.int64, dt.uint32, dt.uint64), f"contractions do not accumulate in {arg}")
@@ -328,6 +339,8 @@ def dump(roots: Sequence[Node]) -> str:
 def _arg_text(n: Node) -> str:
     if n.op is Op.BUFFER:
         return ""
+    if n.op is Op.CONTRACT and is_fast(n.arg):
+        return f"{n.arg[0]} fast"
     return str(n.arg[0]) if n.op is Op.CONST else str(n.arg).replace(" ", "")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from devrt import tier
 from devrt.array import Array, broadcast, broadcast_shapes
 from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
@@ -16,7 +18,8 @@ from devrt.functions.movement import expand_dims, moveaxis, permute_dims, reshap
 
 def matmul(a: Array, b: Array, /, *, dtype: DType | None = None) -> Array:
     """Matrix product over the last two axes, the others broadcast. float16, bfloat16 and fp8 accumulate in float32, small
-    integers in int32; the result has the operands' type, or `dtype`."""
+    integers in int32; the result has the operands' type, or `dtype`. Inside `with devrt.fast():` float16 and bfloat16 may be
+    multiplied by matrix units (docs/numerics.md)."""
     if a.ndim == 0 or b.ndim == 0:
         raise InvalidArgument("matmul needs at least one axis on both sides")
     if a.ndim == 1:
@@ -30,6 +33,7 @@ def matmul(a: Array, b: Array, /, *, dtype: DType | None = None) -> Array:
     acc = _accumulate_in(common, dtype)
     out_type = dtype or (dt.compute_type(common) if common.storage else common)
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+    arg: Any = (acc, "fast") if common in (dt.float16, dt.bfloat16) and tier.is_fast() else acc
     a, b = a.astype(common), b.astype(common)
     if math.prod(b.shape[:-2]) == 1:  # one matrix on the right: all rows of the left are one tall matrix
         batch = a.shape[:-2] if a.ndim >= b.ndim else broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -39,7 +43,7 @@ def matmul(a: Array, b: Array, /, *, dtype: DType | None = None) -> Array:
         left = reshape(broadcast(a, (*batch, m, k)), (math.prod(batch), m, k))
         right = reshape(broadcast(b, (*batch, k, n)), (math.prod(batch), k, n))
         shape = (*batch, m, n)
-    return reshape(Array(make(Op.CONTRACT, (left.node, right.node), acc)), shape).astype(out_type)
+    return reshape(Array(make(Op.CONTRACT, (left.node, right.node), arg)), shape).astype(out_type)
 
 
 def _accumulate_in(d: DType, wanted: DType | None) -> DType:

@@ -13,7 +13,7 @@ from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType, compute_type
 from devrt.compiler.index import ZERO, Axis, Index, axis_index, dynamic, flatten, unflatten
 from devrt.compiler.kernel import Contract, Ex, Expressions, Kernel, Name, Reduce, Slot, Store, subexpressions
-from devrt.compiler.ops import ELEMENTWISE, Node, Op, topological
+from devrt.compiler.ops import ELEMENTWISE, Node, Op, is_fast, topological
 from devrt.device import CompileError
 
 IndexTuple = tuple[Index, ...]
@@ -357,7 +357,7 @@ def draft_contract(root: Node, anchor: Node, stored: Callable[[Node], bool]) -> 
     b = d.expr(anchor.src[1], (at[0], ka, at[2]))
     name = Name("acc", d.kernel.grid)
     d.kernel.stages.append(Contract(name, batch, m, n, k, a, b, anchor.dtype, contiguous(a, {"k": k, "m": m}),
-                                    contiguous(b, {"k": k, "n": n})))
+                                    contiguous(b, {"k": k, "n": n}), is_fast(anchor.arg)))
     d.value(anchor, at, name, anchor.dtype)
     d.inlined.add(anchor)
     value = d.expr(root, out)

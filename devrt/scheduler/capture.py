@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from devrt import tier
 from devrt.array import Array
 from devrt.compiler.dtypes import DType
 from devrt.compiler.ops import Op, Shape, make
@@ -88,6 +89,7 @@ class Captured(Generic[P, R]):
             key: Any = tuple([self._argument(at, value, leaves, given) for at, value in named])
         else:
             key = (_key(args, leaves), _key(kwargs, leaves))
+        key = (key, tier.is_fast())
         with self._lock:
             recording = self.recordings.get(key)
             if recording is None:

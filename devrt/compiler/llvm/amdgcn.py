@@ -16,6 +16,8 @@ TRIPLE = "amdgcn-amd-amdhsa"
 LDS_BYTES = 64 << 10  # of a workgroup
 # gfx name -> lanes of a wave as code is generated for it, and vector registers of a lane that leave enough waves in flight.
 TARGETS = {"gfx90a": (64, 128), "gfx942": (64, 128), "gfx1030": (32, 128), "gfx1100": (32, 192), "gfx1201": (32, 192)}
+# gfx name -> the layout of a product in the registers of its matrix units (lir.LAYOUTS), where code is generated for them.
+MATRIX_UNITS = {"gfx90a": "mfma", "gfx942": "mfma", "gfx1100": "wmma"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class GcnTarget:
     gfx: str
     wave: int
     vector_registers: int
+
+    @property
+    def matrix_units(self) -> str:
+        """Their layout, "" without."""
+        return MATRIX_UNITS.get(self.gfx, "")
 
     @property
     def key(self) -> str:

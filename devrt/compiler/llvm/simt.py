@@ -6,6 +6,7 @@ operations across. Parameters are global memory, shared arrays LDS, tables const
 
 from __future__ import annotations
 
+from devrt.compiler import dtypes as dt
 from devrt.compiler import lir
 from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import Inst, Reg
@@ -189,6 +190,39 @@ class SimtEmitter(Emitter):
         if guard is not None:
             self.line(f"br label %{guard[1]}")
             self.block(guard[1])
+
+    # ----- matrix units
+
+    def do_mma(self, i: Inst) -> None:
+        """Lane l gives row l % 16 of both tiles: all 16 of k to WMMA, 4 from 4*(l // 16) on to MFMA. EXEC is whole here:
+        control flow around an mma is the same in all lanes."""
+        assert i.mem is not None
+        layout, half = i.attrs["layout"], i.mem.dtype is dt.float16
+        wmma = layout == "wmma"
+        held = 16 if wmma else 4
+        factor, total = f"<{held} x {'half' if half else 'i16'}>", f"<{len(i.out)} x float>"
+        lane = self.op(f"trunc {self.index} {self.lane_name} to i32")
+        row = self.op(f"and i32 {lane}, 15")
+        first = "0" if wmma else self.op(f"mul i32 {self.op(f'lshr i32 {lane}, 4')}, {held}")
+        operands = []
+        for r, stride in ((i.args[0], i.attrs["lda"]), (i.args[1], i.attrs["ldb"])):
+            start = self.op(f"trunc {self.index} {self.scalar(r)} to i32")
+            mine = self.op(f"add i32 {self.op(f'mul i32 {row}, {stride}')}, {first}")
+            place = self.op(f"getelementptr i16, ptr addrspace({LDS}) {self.buffers[i.mem.name]}, "
+                            f"i32 {self.op(f'add i32 {start}, {mine}')}")
+            operands.append(self.op(f"load {factor}, ptr addrspace({LDS}) {place}, align {min(16, 2 * held)}"))
+        sums = "poison"
+        for v, r in enumerate(i.args[2:]):
+            sums = self.op(f"insertelement {total} {sums}, float {self.scalar(r)}, i32 {v}")
+        given = ((factor, operands[0]), (factor, operands[1]), (total, sums))
+        if wmma:
+            kind = "f16.v8f32.v16f16" if half else "bf16.v8f32.v16i16"
+            result = self.call(total, f"llvm.amdgcn.wmma.f32.16x16x16.{kind}", *given)
+        else:
+            flags = (("i32 immarg", "0"),) * 3  # no broadcast, no permutation of B's lanes
+            result = self.call(total, f"llvm.amdgcn.mfma.f32.16x16x16{'f16' if half else 'bf16.1k'}", *given, *flags)
+        for v, r in enumerate(i.out):
+            self.define(r, self.op(f"extractelement {total} {result}, i32 {v}"), True)
 
     # ----- structure
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SCRATCH = 4 << 20  # bytes a group of the CPU device may use
 _GROUP_FMAS = 1 << 19  # below this a group is too short for what handing it out costs
@@ -21,7 +21,8 @@ _LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
 @dataclass(frozen=True)
 class Tuning:
     """The machine: f32 lanes of a vector register, vector registers, data cache bytes of a core, cores, and the bytes of
-    shared memory that a group may use."""
+    shared memory that a group may use. `matrix_units`: the layout of a product in their registers (lir.LAYOUTS), "" without;
+    only what a kernel of the fast tier becomes depends on it."""
 
     lanes: int
     vector_registers: int
@@ -29,6 +30,7 @@ class Tuning:
     l2_bytes: int
     units: int
     scratch_bytes: int = SCRATCH
+    matrix_units: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

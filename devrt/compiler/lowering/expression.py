@@ -139,6 +139,10 @@ class Scope:
         return _OPS[e.op](self, e, *args)
 
     def _load(self, e: Ex) -> Reg:
+        return self.b.cast(self.loaded(e), compute_type(e.dtype))
+
+    def loaded(self, e: Ex) -> Reg:
+        """What a load finds, in the type it is stored in."""
         b = self.b
         slot, index = e.arg
         mask = None if self._alike(index) else self.mask  # the first lane always exists
@@ -150,7 +154,7 @@ class Scope:
             ahead = self.stream.ahead(e.dtype, 2 * param.count) if self.stream else 0
             return b.nibble(param, self.index(index), mask, ahead, self._paired(index))
         ahead = self.stream.ahead(e.dtype, param.count) if self.stream else 0
-        return b.cast(b.load(param, self.index(index), mask, ahead), compute_type(e.dtype))
+        return b.load(param, self.index(index), mask, ahead)
 
 
 def _rounded(value: int | float | bool, d: DType) -> int | float | bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
 from devrt.compiler.index import Axis
 from devrt.compiler.kernel import Attend, Contract, Ex, Kernel, Name, Store, subexpressions
 from devrt.compiler.lir import Builder, Param, Program, Reg
-from devrt.compiler.lowering import attention, contract, expression
+from devrt.compiler.lowering import attention, contract, expression, matrix_units
 from devrt.compiler.lowering.contract_plan import Tuning
 from devrt.compiler.lowering.expression import Scope, check
 from devrt.compiler.lowering.map import write
@@ -31,6 +32,13 @@ class _Callbacks:
             *at, mask = places if len(places) == len(axes) + 1 else (*places, None)
             scope = Scope(b, self.params, dict(zip(axes, at, strict=True)), {}, mask)  # type: ignore[arg-type]
             return scope.value(e)
+        return evaluate
+
+    def stored(self, e: Ex, *axes: Axis):  # type: ignore[no-untyped-def]
+        """As `operand`, in the expression's own type; what is only loaded is not converted."""
+        def evaluate(b: Builder, *places: Reg) -> Reg:
+            scope = Scope(b, self.params, dict(zip(axes, places, strict=True)), {})
+            return scope.loaded(e) if e.op == "load" else b.cast(scope.value(e), e.dtype)
         return evaluate
 
     def store(self, s: Store, name: Name, *axes: Axis):  # type: ignore[no-untyped-def]
@@ -66,12 +74,36 @@ def work(e: Ex, dtype: DType) -> int:
 
 def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
     """The LIR of a matrix product with its epilogue."""
+    if t.matrix_units and _fits_matrix_units(k):
+        return _lower_on_matrix_units(k, name, t)
     calls = _Callbacks()
     c = contraction_of(k, calls)
     plan = contract.plan(c, t)
     b = Builder(name, lanes=t.lanes, groups=plan.groups)
     calls.params = expression.params_of(b, k)
     contract.lower(b, c, plan)
+    return b.finish()
+
+
+def _fits_matrix_units(k: Kernel) -> bool:
+    s, _ = _stages(k)
+    return (isinstance(s, Contract) and s.fast and s.dtype is dt.float32 and s.a.dtype is s.b.dtype
+            and s.a.dtype in (dt.float16, dt.bfloat16) and min(s.batch.size, s.m.size, s.n.size, s.k.size) > 0)
+
+
+def _lower_on_matrix_units(k: Kernel, name: str, t: Tuning) -> Program:
+    s, out = _stages(k)
+    assert isinstance(s, Contract)
+    calls = _Callbacks()
+    p = matrix_units.Product(
+        batch=s.batch.size, m=s.m.size, n=s.n.size, k=s.k.size, dtype=s.a.dtype,
+        a=calls.stored(s.a, s.batch, s.m, s.k), b=calls.stored(s.b, s.batch, s.k, s.n),
+        a_along_k=s.a_contiguous == "k", b_along_k=s.b_contiguous == "k",
+        store=calls.store(out, s.name, s.batch, s.m, s.n), store_work=work(out.value, s.dtype))
+    block = matrix_units.plan(p, t)
+    b = Builder(name, lanes=t.lanes, groups=block.groups(p))
+    calls.params = expression.params_of(b, k)
+    matrix_units.lower(b, p, block, t.matrix_units)
     return b.finish()
 
 

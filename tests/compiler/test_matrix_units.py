@@ -1,0 +1,291 @@
+"""The fast tier: matrix units in LIR, in generated code and on virtual GPUs. Judges: NumPy, and float64 with the stated error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import devrt
+from devrt import nn
+from devrt.array import Array
+from devrt.compiler import arithmetic, convert, interpreter, lir, ops
+from devrt.compiler import compile as pipeline
+from devrt.compiler import dtypes as dt
+from devrt.compiler.dtypes import DType
+from devrt.compiler.kernel import Kernel
+from devrt.compiler.llvm import amdgcn
+from devrt.compiler.lowering import matrix_units
+from devrt.compiler.lowering.contract_plan import Tuning
+from devrt.device import CompileError, InvalidArgument, Properties
+from devrt.scheduler.plan import schedule
+from devrt.scheduler.simplify import resolve
+
+HALVES = (dt.float16, dt.bfloat16)
+SHAPES = [(64, 64, 64), (8, 8, 1), (33, 40, 50), (17, 129, 31), (70, 9, 100)]  # m, n, k
+
+
+def random(dtype: DType, *shape: int) -> np.ndarray:
+    """float64 numbers that `dtype` holds, of magnitudes that make every rounding matter."""
+    rng = np.random.default_rng(shape)
+    x = (rng.standard_normal(shape) * 2.0 ** rng.integers(-4, 4, shape)).astype(np.float32)
+    return convert.cast(convert.cast(x.ravel(), dt.float32, dtype), dtype, dt.float64).reshape(shape)
+
+
+def on(device: str, x: np.ndarray, dtype: DType) -> Array:
+    return devrt.asarray(x, device=device).astype(dtype).realize()
+
+
+# ----- LIR
+
+
+def mma_program(layout: str, dtype: DType, lda: int = 24, ldb: int = 40, a: int = 8, broken: str = "") -> lir.Program:
+    """out = a[16, 16] @ b[16, 16].T + c, all row-major."""
+    form = lir.LAYOUTS[layout]
+    b = lir.Builder("mma", lanes=form.lanes, groups=2)
+    x, y = b.param("x", dtype, 512), b.param("y", dtype, 512)
+    c, out = b.param("c", dt.float32, 512), b.param("out", dt.float32, 512, writable=True)
+    tiles = b.shared("tiles", dtype, a + 16 * lda + 16 * ldb)
+    group, lane = b.mul(b.group(), b.idx(256)), b.lane()
+    for turn in range(256 // form.lanes - (broken == "unwritten")):
+        at = b.add(lane, b.idx(turn * form.lanes))
+        row, k = b.div(at, b.idx(16)), b.rem(at, b.idx(16))
+        for source, stride, first in ((x, lda, a), (y, ldb, a + 16 * lda)):
+            b.store(tiles, b.add(b.add(b.mul(row, b.idx(stride)), k), b.idx(first)), b.load(source, b.add(group, at)))
+    if broken != "race":
+        b.barrier()
+    half, column = b.div(lane, b.idx(16)), b.rem(lane, b.idx(16))
+    rows = [b.add(b.idx(form.per_register * v), b.mul(half, b.idx(form.per_half))) for v in range(form.registers)]
+    places = [b.add(group, b.add(b.mul(row, b.idx(16)), column)) for row in rows]
+    start = b.mul(lane, b.idx(8)) if broken == "lanes" else b.idx(4 if broken == "odd" else 4096 if broken == "outside" else a)
+    sums = b.mma(tiles, start, lda, b.idx(a + 16 * lda), ldb, [b.load(c, p) for p in places], layout)
+    for place, value in zip(places, sums, strict=True):
+        b.store(out, place, value)
+    return b.finish()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("layout", lir.LAYOUTS)
+def test_mma_in_the_interpreter(layout: str, dtype: DType) -> None:
+    x, y, c = random(dtype, 2, 16, 16), random(dtype, 3, 16, 16)[:2], random(dt.float32, 2, 16, 16).astype(np.float32)
+    raw = [convert.cast(v.ravel(), dt.float64, dtype) for v in (x, y)]
+    out = np.zeros(512, np.float32)
+    stored = [r.view(convert.storage_numpy(dtype)) for r in raw]
+    interpreter.run(mma_program(layout, dtype), {"x": stored[0], "y": stored[1], "c": c.ravel(), "out": out})
+    expected = c
+    for k in range(16):
+        left, right = np.broadcast_arrays(x[:, :, None, k].astype(np.float32), y[:, None, :, k].astype(np.float32))
+        expected = arithmetic.evaluate("fma", left, right, expected)
+    np.testing.assert_array_equal(out.reshape(2, 16, 16), expected)
+
+
+@pytest.mark.parametrize(("broken", "why"), [("unwritten", "nothing has written"), ("race", "race"), ("odd", "multiple of 8"),
+                                             ("lanes", "same in all lanes"), ("outside", "outside tiles")])
+def test_the_interpreter_refuses(broken: str, why: str) -> None:
+    zeros = {"x": np.zeros(512, np.float16), "y": np.zeros(512, np.float16), "c": np.zeros(512, np.float32)}
+    with pytest.raises(CompileError, match=why):
+        interpreter.run(mma_program("wmma", dt.float16, broken=broken), {**zeros, "out": np.zeros(512, np.float32)})
+
+
+def test_the_verifier_refuses() -> None:
+    def program(lanes: int = 32, dtype: DType = dt.float16, layout: str = "wmma", stride: int = 16, sums: int = 8) -> None:
+        b = lir.Builder("mma", lanes=lanes, groups=1)
+        zero = b.const(dt.float32, 0)
+        b.mma(b.shared("tiles", dtype, 512), b.idx(0), stride, b.idx(256), 16, [zero] * sums, layout)
+        b.finish()
+    program()
+    program(64, layout="mfma", sums=4, dtype=dt.bfloat16)
+    for options, why in (({"lanes": 64}, "layouts"), ({"layout": "dot"}, "layouts"),
+                         ({"dtype": dt.float32}, "bfloat16 in a shared"),
+                         ({"stride": 20}, "multiple of 8"), ({"stride": 8}, "at least 16"), ({"sums": 4}, "8 registers")):
+        with pytest.raises(CompileError, match=why):
+            program(**options)
+
+
+def test_mma_as_text() -> None:
+    text = str(mma_program("mfma", dt.bfloat16))
+    assert "= mma.mfma tiles[" in text and "0..15*24] x tiles[" in text
+
+
+# ----- graphs and kernels
+
+
+def test_only_halves_inside_fast_are_fast() -> None:
+    half, single = devrt.ones((16, 16), dtype=devrt.float16), devrt.ones((16, 16))
+    exact = (half @ half).node
+    with devrt.fast():
+        fast, of_singles = (half @ half).node, (single @ single).node
+    assert (half @ half).node is exact and fast is not exact
+    assert "fast" in ops.dump([fast]) and "fast" not in ops.dump([exact]) + ops.dump([of_singles])
+    assert of_singles is (single @ single).node
+
+
+def test_fast_ends_where_an_error_leaves_it() -> None:
+    half = devrt.ones((16, 16), dtype=devrt.float16)
+    with pytest.raises(RuntimeError), devrt.fast():
+        raise RuntimeError
+    assert "fast" not in ops.dump([(half @ half).node])
+
+
+def test_a_fast_product_of_singles_is_refused() -> None:
+    single = devrt.ones((1, 16, 16)).node
+    with pytest.raises(InvalidArgument, match="no fast product"):
+        ops.make(ops.Op.CONTRACT, (single, single), (dt.float32, "fast"))
+
+
+def test_captured_functions_know_the_tier() -> None:
+    half = devrt.ones((16, 16), dtype=devrt.float16).realize()
+    step = devrt.capture(lambda x: x @ x)
+    step(half)
+    with devrt.fast():
+        step(half)
+    exact, fast = step.schedules()
+    assert [".fast" in str(s.launches[0].kernel) for s in (exact, fast)] == [False, True]
+
+
+def kernels(y: Array) -> list[Kernel]:
+    plan, _ = schedule(resolve([y.node]), devrt.open("cpu").properties)
+    return [x.kernel for x in plan.launches if x.kernel is not None]
+
+
+def product(dtype: DType, m: int = 40, n: int = 70, k: int = 50) -> tuple[Array, Array]:
+    """(exact, fast) of the same operands, in memory."""
+    a, b = devrt.ones((m, k)).astype(dtype).realize(), devrt.ones((k, n)).astype(dtype).realize()
+    with devrt.fast():
+        fast = nn.gelu(a @ b)
+    return nn.gelu(a @ b), fast
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("gfx", amdgcn.TARGETS)
+def test_the_code_holds_matrix_instructions(gfx: str, dtype: DType) -> None:
+    wave, _ = amdgcn.TARGETS[gfx]
+    backend = pipeline.backend_for(Properties(gfx, "amd", gfx, 60, wave, 1 << 34, 64 << 10))
+    exact, fast = ([backend.assembly(pipeline.lower(k, "k", backend.tuning)) for k in kernels(y)] for y in product(dtype))
+    name = {"gfx1100": f"v_wmma_f32_16x16x16_{'f16' if dtype is dt.float16 else 'bf16'}",
+            "gfx90a": f"v_mfma_f32_16x16x16{'f16' if dtype is dt.float16 else 'bf16_1k'}",
+            "gfx942": f"v_mfma_f32_16x16x16_{'f16' if dtype is dt.float16 else 'bf16'}"}.get(gfx)
+    assert not any("v_wmma" in text or "v_mfma" in text for text in exact)
+    if name is None:
+        assert not any("v_wmma" in text or "v_mfma" in text for text in fast)
+    else:
+        assert any(name in text for text in fast)
+
+
+def test_blocks_follow_the_shape() -> None:
+    def block(m: int, n: int) -> tuple[int, int]:
+        p = matrix_units.Product(1, m, n, 64, dt.float16, None, None, True, True, None, 0)  # type: ignore[arg-type]
+        found = matrix_units.plan(p, Tuning(32, 192, 8192, 32768, 60, 65536, "wmma"))
+        return found.rows, found.columns
+    assert block(4096, 4096) == (4, 4) and block(64, 64) == (1, 1)
+    assert block(16, 1 << 16)[0] == 1
+
+
+def run_interpreted(k: Kernel, lanes: int, units: str, arrays: list[np.ndarray]) -> None:
+    program = pipeline.lower(k, "k", Tuning(lanes, 128, 8192, 32768, 4, 65536, units))
+    assert any(i.op == "mma" for i in lir.walk(program.body))
+    interpreter.run(program, {f"p{n}": x for n, x in enumerate(arrays)})
+
+
+@pytest.mark.parametrize("units", lir.LAYOUTS)
+@pytest.mark.parametrize("shape", [(33, 40, 50), (8, 70, 5), (128, 130, 64)])
+def test_lowered_products_in_the_interpreter(units: str, shape: tuple[int, int, int]) -> None:
+    """No index leaves its array, nothing races, and sums over k in order are the exact tier's."""
+    m, n, k = shape
+    a, b = (random(dt.float16, *s).astype(np.float16) for s in ((m, k), (k, n)))
+    with devrt.fast():
+        (kernel,) = kernels(devrt.matmul(devrt.asarray(a).realize(), devrt.asarray(b).realize(), dtype=devrt.float32))
+    out = np.zeros(m * n, np.float32)
+    run_interpreted(kernel, lir.LAYOUTS[units].lanes, units, [out, a.ravel(), b.ravel()])
+    exact = devrt.matmul(devrt.asarray(a), devrt.asarray(b), dtype=devrt.float32).numpy()
+    np.testing.assert_array_equal(out.reshape(m, n), exact)
+
+
+# ----- on virtual GPUs
+
+
+@pytest.fixture(params=["gfx1100", "gfx942"])
+def device(request: pytest.FixtureRequest) -> str:
+    return f"virtual:amd/{request.param}"
+
+
+def within(got: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """The error that docs/numerics.md states, of float64 operands a and b."""
+    bound = 2 * a.shape[-1] * 2.0 ** -24 * (np.abs(a) @ np.abs(b))
+    error = np.abs(got.astype(np.float64) - a @ b)
+    assert (error <= bound).all(), f"off by {np.max(error / np.maximum(bound, 1e-300)):.2f} of the bound"
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("shape", "layout"), [*zip(SHAPES, ["kn", "mn", "kk", "mk", "kk"], strict=True)], ids=str)
+def test_products(device: str, shape: tuple[int, int, int], layout: str, dtype: DType) -> None:
+    """`layout`: the contiguous index of A and of B. The same bits twice."""
+    m, n, k = shape
+    a, b = random(dtype, m, k), random(dtype, k, n)
+    left = on(device, a, dtype) if layout[0] == "k" else on(device, a.T, dtype).T
+    right = on(device, b, dtype) if layout[1] == "n" else on(device, b.T, dtype).T
+    with devrt.fast():
+        got = devrt.matmul(left, right, dtype=devrt.float32).numpy()
+        again = devrt.matmul(left, right * 1, dtype=devrt.float32).numpy()
+    within(got, a, b)
+    np.testing.assert_array_equal(got, again)
+
+
+@pytest.mark.parametrize("other", ["cpu", "virtual:amd/gfx90a", "virtual:amd/gfx1030", "virtual:amd/gfx1201"])
+def test_every_device_has_the_fast_tier(other: str) -> None:
+    """Without matrix units it is the exact one."""
+    a, b = random(dt.float16, 33, 50), random(dt.float16, 50, 40)
+    left, right = on(other, a, dt.float16), on(other, b, dt.float16)
+    with devrt.fast():
+        got = devrt.matmul(left, right, dtype=devrt.float32).numpy()
+    within(got, a, b)
+    if "gfx90a" not in other:
+        np.testing.assert_array_equal(got, devrt.matmul(left, right, dtype=devrt.float32).numpy())
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_batches(device: str, dtype: DType) -> None:
+    a, b = random(dtype, 3, 2, 20, 24), random(dtype, 2, 24, 18)
+    with devrt.fast():
+        got = devrt.matmul(on(device, a, dtype), on(device, b, dtype), dtype=devrt.float32).numpy()
+    within(got, a, b)
+
+
+EPILOGUES: dict[str, Callable[[Array, Array], Array]] = {
+    "residual": lambda y, r: y + r,
+    "gelu": lambda y, r: nn.gelu(y * 0.1),
+    "both, transposed": lambda y, r: (nn.gelu(y * 0.1) + r).T,
+    "bias and rounding": lambda y, r: (y + r[0]).astype(devrt.float16).astype(devrt.float32),
+}
+
+
+@pytest.mark.parametrize("name", EPILOGUES)
+def test_epilogues(device: str, name: str) -> None:
+    """In float32 after a product whose own error is far below the tolerance."""
+    a, b, r = random(dt.float16, 45, 40), random(dt.float16, 40, 37), random(dt.float32, 45, 37).astype(np.float32)
+    left, right, residual = on(device, a, dt.float16), on(device, b, dt.float16), devrt.asarray(r, device=device)
+    with devrt.fast():
+        got = EPILOGUES[name](devrt.matmul(left, right, dtype=devrt.float32), residual).numpy()
+    expected = EPILOGUES[name](devrt.asarray((a @ b).astype(np.float32)), devrt.asarray(r)).numpy()
+    np.testing.assert_allclose(got, expected, rtol=2e-3 if "rounding" in name else 1e-4, atol=1e-3)
+
+
+def test_prologues(device: str) -> None:
+    """Padding, casts and gathered rows before the product."""
+    a, b = random(dt.float16, 30, 21), random(dt.float16, 40, 26)
+    rows = np.arange(29, -1, -1) % 7
+    with devrt.fast():
+        left = devrt.take(on(device, a, dt.float16), devrt.asarray(rows, device=device), axis=0) * 2
+        right = devrt.pad(on(device, b, dt.float16), ((0, 0), (2, 3)))[5:26]
+        got = devrt.matmul(left, right, dtype=devrt.float32).numpy()
+    within(got, 2 * a[rows], np.pad(b, ((0, 0), (2, 3)))[5:26])
+
+
+def test_what_is_not_finite_stays_where_it_is(device: str) -> None:
+    a, b = random(dt.float16, 20, 33), random(dt.float16, 33, 20)
+    a[3, 5], b[32, 7] = np.inf, np.nan
+    with devrt.fast():
+        got = devrt.matmul(on(device, a, dt.float16), on(device, b, dt.float16), dtype=devrt.float32).numpy()
+    assert np.isnan(got[:, 7]).all() and not np.isfinite(got[3]).any()
+    assert np.isfinite(np.delete(np.delete(got, 3, 0), 7, 1)).all()
