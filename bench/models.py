@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report import THREADS, Progress, destination, environment, heading, load, record, write
+from report import RESULTS, THREADS, Progress, destination, environment, heading, load, record, write
 
 # isort: split
 import checkpoint
@@ -451,8 +452,20 @@ def notes(rows: list[Row]) -> list[str]:
            "products. L2 and max apart: from the exact product in float64 (linear), else "
            "from devrt's result; relative to its norm, and to the root of its mean square.",
            f"linear: every call reads another copy of the weight, {STREAM_BYTES >> 20} MiB in turn."]
+    out += dict.fromkeys(f"{r['case']}: measured {r['measured']}." for r in rows if "measured" in r)
     return out + [f"{case}, {who} n/a: {why}" for case, who, why in
                   dict.fromkeys((r["case"], r["who"], r["missing"]) for r in rows if "missing" in r)]
+
+
+def earlier(rows: list[Row]) -> list[Row]:
+    """The rows of other cases that were written before, each with the day and commit it was measured at."""
+    try:
+        old = json.loads((RESULTS / "models.json").read_text())
+    except (OSError, ValueError):
+        return []
+    measured = {r["case"] for r in rows}
+    return [{"measured": f"{old['environment']['date']}, {old['environment']['commit']}", **r} for r in old["rows"]
+            if r["case"] not in measured]
 
 
 def markdown(env: dict[str, Any], rows: list[Row]) -> str:
@@ -496,7 +509,8 @@ def main() -> int:
     if args.json:
         args.json.write_text(raw)
     if args.write:
-        write("models", markdown(env, rows), raw)
+        merged = [*rows, *(earlier(rows) if args.only else [])]
+        write("models", markdown(env, merged), record(env, merged))
     return 0 if all(r.get("same", True) for r in rows) else 1
 
 
