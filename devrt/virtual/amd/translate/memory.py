@@ -40,20 +40,35 @@ def _operand(i: Instruction, name: str) -> Operand | None:
 
 
 def scalar_load(w: Writer, i: Instruction) -> None:
-    """Dwords from the base plus offsets, the lowest two bits dropped."""
+    """Dwords from the base plus offsets, the lowest two bits dropped; gfx12 loads bytes and words of one as well."""
     m, out = i.memory, i.destinations[0]
     base, more = _operand(i, "sbase"), _operand(i, "soffset")
     assert m is not None and base is not None
-    if m.action != "load" or base.dwords != 2 or m.type not in ("b32", "b64", "b96", "b128", "b256", "b512"):
+    narrow = m.type in ("u8", "i8", "u16", "i16")
+    if m.action != "load" or base.dwords != 2 or not narrow and m.type not in ("b32", "b64", "b96", "b128", "b256", "b512"):
         raise NotTranslated(i.mnemonic)
     at = w.scalar64(base)
     if more is not None:
         at = w.op(f"add i64 {at}, {w.op(f'zext i32 {w.scalar(more)} to i64')}")
-    at = w.op(f"and i64 {w.op(f'add i64 {at}, {m.offset}')}, -4")
+    exact = w.op(f"add i64 {at}, {m.offset}")
+    at = w.op(f"and i64 {exact}, -4")
+    if narrow:
+        w.set_scalar(out, _part_of(w, at, exact, m.type))
+        return
     values = [w.call("i32", "load_dword", _C, ("i64", w.op(f"add i64 {at}, {4 * k}")), ("i32", "0"), _OK, declare=False)
               for k in range(out.dwords)]
     for k, value in enumerate(values):
         w.set_scalar(out, value, k)
+
+
+def _part_of(w: Writer, dword: str, exact: str, type: str) -> str:
+    """The byte or word at `exact` of the dword there, extended; a word's lowest address bit is dropped."""
+    whole = w.call("i32", "load_dword", _C, ("i64", dword), ("i32", "0"), _OK, declare=False)
+    place = w.op(f"and i64 {exact}, {3 if bits(type) == 8 else 2}")
+    amount = w.op(f"trunc i64 {w.op(f'shl i64 {place}, 3')} to i32")
+    moved = w.op(f"lshr i32 {whole}, {amount}")
+    narrow = w.op(f"trunc i32 {moved} to i{bits(type)}")
+    return w.op(f"{'sext' if type.startswith('i') else 'zext'} i{bits(type)} {narrow} to i32")
 
 
 def address(w: Writer, i: Instruction) -> str:
