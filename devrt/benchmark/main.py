@@ -141,7 +141,7 @@ def table(records: Sequence[Record], simulated: bool = False) -> str:
     if any(r.measurement.disturbed for r in records):
         text += "\n* too few samples were undisturbed: other programs took cores"
     if any(r.share is not None and r.share > 1.05 for r in records):
-        text += "\nabove 100% of memory: a copy of large arrays sets the limit; caches and work that mostly reads are faster"
+        text += "\nabove 100% of memory: the limit is what all cores read, or one copies, of large arrays; caches are faster"
     return text
 
 
