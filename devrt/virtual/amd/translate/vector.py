@@ -59,6 +59,8 @@ def rule(i: Instruction) -> Rule:
     found = next((t[mnemonic] for t in (NAMED, *_TABLES) if mnemonic in t), None)
     if found is not None:
         return found
+    if name.startswith("v_s_") and name.replace("v_s_", "v_") in arithmetic.FLOAT:
+        return once(arithmetic.FLOAT[name.replace("v_s_", "v_")])
     if i.clamp and name in arithmetic.SATURATING and not type.startswith("f"):
         return plain(arithmetic.SATURATING[name], saturated=True)
     table = arithmetic.FLOAT if type.startswith("f") else arithmetic.INTEGER
@@ -73,6 +75,18 @@ def plain(compute: arithmetic.Values, saturated: bool = False) -> Rule:
         out = i.destinations[0]
         values = [w.value(o) for o in i.sources]
         w.result(replace(i, clamp=False) if saturated else i, out, compute(w, out.type, *values))
+    return run
+
+
+def once(compute: arithmetic.Values) -> Rule:
+    """gfx12's v_s_: one number a wave, from and to scalar registers, whatever EXEC is."""
+    def run(w: Writer, i: Instruction) -> None:
+        out = i.destinations[0]
+        if bits(out.type) != 32:
+            raise NotTranslated(i.mnemonic)
+        value = w.scaled(i, compute(w, out.type, *(w.value(o) for o in i.sources)), out.type)
+        first = w.op(f"extractelement {w.vtype(out.type)} {value}, i32 0")
+        w.set_scalar(out, w.op(f"bitcast float {first} to i32"))
     return run
 
 
