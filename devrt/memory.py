@@ -10,6 +10,7 @@ work still reads. When memory runs short, `take` waits for that work.
 
 from __future__ import annotations
 
+import abc
 import functools
 import sys
 import threading
@@ -260,11 +261,12 @@ class Allocator:
         self._unmap(address, SLAB)
 
 
-class Lease:
-    """Borrowed memory that the device must be told to give back: `end` is called once, when nothing queued uses it."""
+class Lease(abc.ABC):
+    """Borrowed memory that the device must be told to give back."""
 
+    @abc.abstractmethod
     def end(self) -> None:
-        raise NotImplementedError
+        """Called once, when nothing queued uses it any more."""
 
 
 def let_go(owner: object) -> None:

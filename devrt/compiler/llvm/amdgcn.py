@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import llvmlite.binding as llvm
 
 from devrt.compiler import lir
-from devrt.compiler.llvm.backend import _initialized, _lock, _optimise
+from devrt.compiler.llvm.backend import initialized, llvm_lock, optimise
 from devrt.compiler.llvm.simt import SimtEmitter
 from devrt.device import CompileError, Unsupported
 
@@ -49,7 +49,7 @@ def target(gfx: str) -> GcnTarget:
 
 @functools.cache
 def _machine(t: GcnTarget) -> llvm.TargetMachine:
-    _initialized()
+    initialized()
     features = "" if t.gfx.startswith("gfx9") else f"+wavefrontsize{t.wave}"
     return llvm.Target.from_triple(TRIPLE).create_target_machine(cpu=t.gfx, features=features, opt=2, reloc="pic")
 
@@ -66,7 +66,7 @@ def _module(program: lir.Program, t: GcnTarget) -> llvm.ModuleRef:
     except RuntimeError as e:
         raise CompileError(f"LLVM refuses the code of {program.name}", evidence=str(e).strip().splitlines()[0],
                            remedy="this is a defect of devrt: please report it with the LIR dump") from e
-    _optimise(module, _machine(t))
+    optimise(module, _machine(t))
     return module
 
 
@@ -77,11 +77,11 @@ def compile_program(program: lir.Program, t: GcnTarget) -> bytes:
     if program.shared_bytes > LDS_BYTES:  # LLVM would end the process
         raise CompileError(f"{program.name} needs {program.shared_bytes} bytes of LDS", evidence=f"a group has {LDS_BYTES}",
                            remedy="this is a defect of devrt: please report it")
-    with _lock:
+    with llvm_lock:
         return bytes(_machine(t).emit_object(_module(program, t)))
 
 
 def assembly(program: lir.Program, t: GcnTarget) -> str:
     """The machine code as assembly text."""
-    with _lock:
+    with llvm_lock:
         return str(_machine(t).emit_assembly(_module(program, t)))

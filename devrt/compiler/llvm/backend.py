@@ -13,7 +13,7 @@ from devrt.compiler.llvm.emit import Emitter
 from devrt.compiler.llvm.target import Target, named
 from devrt.device import CompileError
 
-_lock = threading.Lock()  # LLVM's global context is not thread-safe
+llvm_lock = threading.Lock()  # LLVM's global context is not thread-safe
 
 # LLVM 22 turns vpmov*2m and kmov into vmovmsk even where the vector is in a register (16 to 31) that vmovmsk cannot
 # name, and encodes another one: https://github.com/llvm/llvm-project/issues/191304
@@ -22,7 +22,7 @@ _MOVMSK = re.compile(rb"\xc5.[\x50\xd7]|\xc4..[\x50\xd7]", re.DOTALL)  # VEX pre
 
 
 @functools.cache
-def _initialized() -> bool:
+def initialized() -> bool:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     return True
@@ -30,7 +30,7 @@ def _initialized() -> bool:
 
 @functools.cache
 def _machine(target: Target) -> llvm.TargetMachine:
-    _initialized()
+    initialized()
     return llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small")
 
@@ -42,7 +42,7 @@ def llvm_ir(program: lir.Program, target: Target) -> str:
     return f'target triple = "{target.triple}"\n' + Emitter(program, attributes).run()
 
 
-def _optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+def optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
     """LLVM's function passes of level 1: the code is vectorised and unrolled already, what is left is folding and hoisting.
     The module passes would double the time and add copies of loop bodies."""
     options = llvm.create_pipeline_tuning_options(speed_level=1)
@@ -62,7 +62,7 @@ def _module(program: lir.Program, target: Target) -> llvm.ModuleRef:
     except RuntimeError as e:
         raise CompileError(f"LLVM refuses the code of {program.name}", evidence=str(e).strip().splitlines()[0],
                            remedy="this is a defect of devrt: please report it with the LIR dump") from e
-    _optimise(module, _machine(target))
+    optimise(module, _machine(target))
     return module
 
 
@@ -84,12 +84,12 @@ def compile_program(program: lir.Program, target: Target) -> bytes:
     args is an array of u64, the addresses of the parameters in order. Raises CompileError.
     """
     lir.verify(program)
-    with _lock:
+    with llvm_lock:
         return _settled(program, target)[1]
 
 
 def assembly(program: lir.Program, target: Target) -> str:
     """The machine code as assembly text."""
-    with _lock:
+    with llvm_lock:
         used, _ = _settled(program, target)
         return str(_machine(used).emit_assembly(_module(program, used)))

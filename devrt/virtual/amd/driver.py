@@ -226,12 +226,11 @@ class AmdDriver:
                     HANDLERS[name](call)
         finally:
             # What a failed call has to say (n_success) comes back too, as the kernel copies it.
-            if not table.ioctls[name].direction & _TO_USER:
-                pass
-            elif isinstance(argument, int):
-                client.memory.write(argument, bytes(raw[:size]))
-            else:
-                argument[:size] = raw[:size]
+            if table.ioctls[name].direction & _TO_USER:
+                if isinstance(argument, int):
+                    client.memory.write(argument, bytes(raw[:size]))
+                else:
+                    argument[:size] = raw[:size]
         return 0
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class Supervisor:
                 value = handler(asked)
             except OSError as error:
                 self._listener.refuse(asked.number, error.errno or errno.EIO)
-            except Exception:
+            except Exception:  # a defect here must not leave the program waiting for ever
                 self._listener.refuse(asked.number, errno.EIO)
                 raise
             else:

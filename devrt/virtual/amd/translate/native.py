@@ -10,7 +10,7 @@ import llvmlite.binding as llvm
 
 from devrt.compiler import cache
 from devrt.compiler.llvm import target
-from devrt.compiler.llvm.backend import _initialized, _lock
+from devrt.compiler.llvm.backend import initialized, llvm_lock
 from devrt.cpu.program import Code, load_object
 from devrt.device import CompileError
 from devrt.ioctl.system import LinuxSystem
@@ -40,13 +40,13 @@ def function(text: str) -> Run:
 
 
 def _machine(host: target.Target) -> llvm.TargetMachine:
-    _initialized()
+    initialized()
     return llvm.Target.from_triple(host.triple).create_target_machine(cpu=host.cpu, features=host.features, opt=0, reloc="pic",
                                                                       codemodel="small", jit=True)
 
 
 def _compile(text: str, host: target.Target) -> bytes:
-    with _lock:
+    with llvm_lock:
         machine = _machine(host)
         try:
             module = llvm.parse_assembly(f'target triple = "{host.triple}"\n{text}')
