@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol
 
 from devrt.ioctl.system import MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, System, punch_hole, view
 from devrt.virtual.amd.machine import GpuModel, GpuNode, Notify
-from devrt.virtual.amd.memory import AddressSpace, PageFile, pages
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults
+from devrt.virtual.memory import AddressSpace, PageFile, pages
 
 APART = 4 << 30  # bytes
 QueueKind = Literal["pm4", "aql", "sdma"]

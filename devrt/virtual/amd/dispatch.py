@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devrt.ioctl.system import System
+from devrt.virtual import native
 from devrt.virtual.amd.isa import GENS, IllegalInstruction, Instruction
-from devrt.virtual.amd.memory import PAGE, Access, AddressSpace, MemoryFault
-from devrt.virtual.amd.translate import layout, native
+from devrt.virtual.amd.translate import layout
 from devrt.virtual.amd.translate.kernel import Function
+from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault
 
 
 class Touched(Protocol):

@@ -34,11 +34,11 @@ from devrt.virtual.amd.card import Card, EngineFactory, Pool, native_engine, tak
 from devrt.virtual.amd.events import PAGE_BYTES
 from devrt.virtual.amd.files import DmaBuf, DrmFile, KfdFile
 from devrt.virtual.amd.machine import DOORBELL_BYTES, KFD_VERSION, Machine
-from devrt.virtual.amd.memory import PAGE
 from devrt.virtual.amd.process import Process
 from devrt.virtual.client import Client, Place
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults
+from devrt.virtual.memory import PAGE
 from devrt.virtual.tree import Tree
 
 # The modules whose import registers the handlers.

@@ -19,9 +19,9 @@ from devrt.virtual.amd.calls import Call, handles
 from devrt.virtual.amd.card import Card
 from devrt.virtual.amd.files import DmaBuf, DrmFile, Gem
 from devrt.virtual.amd.machine import DRM_VERSION
-from devrt.virtual.amd.memory import PAGE, Access, pages
 from devrt.virtual.amd.vm import LIMIT
 from devrt.virtual.errors import fail
+from devrt.virtual.memory import PAGE, Access, pages
 
 NAME, DATE, DESCRIPTION = b"amdgpu", b"20150101", b"AMD GPU"
 _VA_START = 0x200000  # below it: reserved by the driver

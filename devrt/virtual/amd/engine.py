@@ -17,8 +17,8 @@ from devrt.virtual.amd import atomics
 from devrt.virtual.amd.dispatch import Dispatch, Executor
 from devrt.virtual.amd.ledger import Flight, Ledger, Piece
 from devrt.virtual.amd.machine import Notify
-from devrt.virtual.amd.memory import LEVEL, PAGE, SPAN, Access, AddressSpace, MemoryFault
 from devrt.virtual.faults import Faults
+from devrt.virtual.memory import LEVEL, PAGE, SPAN, Access, AddressSpace, MemoryFault
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _NEED = {"read": int(Access.VALID), "write": int(Access.VALID | Access.WRITE), "execute": int(Access.VALID | Access.EXECUTE)}

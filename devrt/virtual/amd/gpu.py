@@ -22,10 +22,10 @@ from devrt.virtual.amd.dispatch import Executor, WaveFault
 from devrt.virtual.amd.engine import M64, BadCommand, Hang, HardwareError, Port, QueueFault, Step, pieces
 from devrt.virtual.amd.ledger import Ledger, VisibilityFault
 from devrt.virtual.amd.machine import GpuModel, Notify
-from devrt.virtual.amd.memory import Access, AddressSpace, MemoryFault
 from devrt.virtual.amd.pm4 import Pm4
 from devrt.virtual.amd.sdma import Sdma
 from devrt.virtual.faults import Faults
+from devrt.virtual.memory import Access, AddressSpace, MemoryFault
 
 Kind: TypeAlias = Literal["pm4", "aql", "sdma"]
 

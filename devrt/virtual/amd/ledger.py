@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from devrt.virtual.amd.memory import Access
+from devrt.virtual.memory import Access
 
 LINE = 128  # bytes; what L2 of gfx9 to gfx12 keeps together
 _BLOCK = 21  # log2 of the bytes one state array stands for

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from devrt.device import DeviceNotFound
 from devrt.ioctl.amdgpu import Family, VramType
-from devrt.virtual.amd.memory import PAGE, MemoryFault, pages
+from devrt.virtual.memory import PAGE, MemoryFault, pages
 
 KFD_VERSION = 1, 18     # Linux 6.17
 DRM_VERSION = 3, 64, 0  # Linux 6.17: amdgpu_drv.c, KMS_DRIVER_MAJOR and on

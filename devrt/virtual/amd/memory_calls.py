@@ -10,9 +10,9 @@ from devrt.virtual.amd.calls import Call, handles
 from devrt.virtual.amd.card import Card, Store
 from devrt.virtual.amd.files import DmaBuf, DrmFile
 from devrt.virtual.amd.machine import DOORBELL_BYTES
-from devrt.virtual.amd.memory import PAGE, Access, pages
 from devrt.virtual.amd.process import Bo, ProcessDevice
 from devrt.virtual.errors import fail
+from devrt.virtual.memory import PAGE, Access, pages
 
 _LOCAL = AllocFlag.DOORBELL | AllocFlag.MMIO_REMAP  # pages of the GPU itself, as VRAM is
 _DOMAINS = AllocFlag.VRAM | AllocFlag.GTT | AllocFlag.USERPTR | _LOCAL

@@ -11,19 +11,29 @@ from devrt.ioctl.kfd import EventType, QueueType, SmiEvent
 from devrt.virtual.amd.card import Card, EngineQueue, Pool, Store, take
 from devrt.virtual.amd.events import Events
 from devrt.virtual.amd.machine import DOORBELL_BYTES
-from devrt.virtual.amd.memory import PAGE, BufferObject, MemoryFault
 from devrt.virtual.amd.smi import SmiClient
 from devrt.virtual.amd.vm import Mapping, Vm
 from devrt.virtual.client import Client
 from devrt.virtual.errors import fail
+from devrt.virtual.memory import PAGE, MemoryFault, PageFile
 
 _VMID = 8  # the first that KFD has (kfd_device.c)
 
 
 @dataclass(eq=False)
-class Bo(BufferObject):
-    """A buffer under its handle. `store` are its pages; None: the process's own, at `host` there if it is foreign."""
+class Bo:
+    """A buffer under its handle: a range of pages at `host` in this process. `flags` are of KFD's alloc flags, `offset` is where
+    it lies in its PageFile (None: a process's own pages, registered by it). `store` are its pages; None: the process's own, at
+    `host` there if it is foreign."""
 
+    handle: int
+    va: int
+    nbytes: int
+    flags: int
+    host: int
+    file: PageFile | None
+    offset: int
+    mapped: set[int]  # gpu_ids
     card: Card
     store: Store | None
 

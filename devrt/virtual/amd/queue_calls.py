@@ -10,10 +10,10 @@ from devrt.ioctl.system import view
 from devrt.virtual.amd.calls import Call, handles
 from devrt.virtual.amd.card import QueueKind
 from devrt.virtual.amd.machine import EOP_BYTES
-from devrt.virtual.amd.memory import PAGE
 from devrt.virtual.amd.process import Bo, Notifier, ProcessDevice, Queue, SvmRange
 from devrt.virtual.amd.vm import LIMIT, Mapping, Vm
 from devrt.virtual.errors import fail
+from devrt.virtual.memory import PAGE
 
 LEAST_RING = 1024            # bytes: a smaller ring is taken for one of this size
 MOST_PERCENT, MOST_PRIORITY = 100, 15

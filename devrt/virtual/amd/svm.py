@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from devrt.ioctl.kfd import KFD, SvmAttribute, SvmFlag, SvmLocation, SvmOp
 from devrt.virtual.amd.calls import Call, handles
-from devrt.virtual.amd.memory import PAGE, Access
 from devrt.virtual.amd.process import Process, SvmRange, unmap_range
 from devrt.virtual.errors import fail
+from devrt.virtual.memory import PAGE, Access
 
 _DEFAULTS = {SvmAttribute.PREFERRED_LOC: SvmLocation.UNDEFINED, SvmAttribute.PREFETCH_LOC: SvmLocation.UNDEFINED,
              SvmAttribute.GRANULARITY: 9}

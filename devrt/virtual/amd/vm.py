@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from devrt.ioctl.system import System
-from devrt.virtual.amd.memory import PAGE, Access, AddressSpace, pages
 from devrt.virtual.errors import fail
+from devrt.virtual.memory import PAGE, Access, AddressSpace, pages
 
 LIMIT = 1 << 47  # bytes that a process can map: its own half of the canonical addresses
 

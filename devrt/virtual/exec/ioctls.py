@@ -19,10 +19,10 @@ from devrt.ioctl.tables import TABLES
 from devrt.ioctl.uapi import table_for
 from devrt.virtual.amd.events import INFINITE, PAGE_BYTES
 from devrt.virtual.amd.machine import DOORBELL_BYTES
-from devrt.virtual.amd.memory import PAGE
 from devrt.virtual.client import Client
 from devrt.virtual.errors import fail
 from devrt.virtual.exec.files import Opened
+from devrt.virtual.memory import PAGE
 
 # Fields that hold an mmap offset of the node. The process maps the file behind the node itself, so it gets the place in it.
 _OFFSETS = {"AMDKFD_IOC_CREATE_QUEUE": "doorbell_offset", "AMDKFD_IOC_CREATE_EVENT": "event_page_offset",

@@ -13,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 from devrt.ioctl.system import LinuxSystem, view
 from devrt.virtual.amd.dispatch import Dispatch, Executor
 from devrt.virtual.amd.isa import WAVE_SIZE, Gen
-from devrt.virtual.amd.memory import PAGE, Access, AddressSpace, PageFile, map_file, pages
+from devrt.virtual.memory import PAGE, Access, AddressSpace, PageFile, map_file, pages
 
 SCRATCH = 0x7F0000000000  # what descriptors of private memory say; the translator keeps it elsewhere
 SWIZZLE = 1 << 31

@@ -15,8 +15,8 @@ from devrt.ioctl.system import LinuxSystem
 from devrt.virtual.amd.dispatch import Dispatch, Executor
 from devrt.virtual.amd.gpu import Gpu, GpuQueue, Kind
 from devrt.virtual.amd.machine import MODELS
-from devrt.virtual.amd.memory import PAGE, Access, AddressSpace, MemoryFault, PageFile, map_file
 from devrt.virtual.faults import Faults
+from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, PageFile, map_file
 
 SYSTEM, VRAM = Access.SYSTEM | Access.WRITE | Access.EXECUTE, Access.VRAM | Access.WRITE | Access.EXECUTE
 WAIT_S = 10.0

@@ -12,7 +12,7 @@ import pytest
 from devrt.amd import aql, pm4
 from devrt.amd.aql import Fence, Inactive, PacketType, VendorFormat
 from devrt.virtual.amd.dispatch import WaveFault
-from devrt.virtual.amd.memory import PAGE
+from devrt.virtual.memory import PAGE
 from tests.virtual.amd.rig import Line, Rig, rig, until
 
 

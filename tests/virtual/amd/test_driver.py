@@ -25,7 +25,7 @@ from devrt.ioctl.kfd import (
     split_mmap_offset,
 )
 from devrt.ioctl.system import view
-from devrt.virtual.amd.memory import MemoryFault
+from devrt.virtual.memory import MemoryFault
 from tests.virtual.amd.kfd_client import GTT, VRAM, Client, FakeEngine, client, driver, entry, machine, refused
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from devrt.ioctl.kfd import KFD, EventType, MmapType, QueueType, ResetCause, Res
 from devrt.ioctl.system import MAP_SHARED, PROT_READ, PROT_WRITE, view
 from devrt.virtual.amd.events import FIRST_OTHER, INFINITE, UNSIGNALLED, Events
 from devrt.virtual.amd.machine import Notify
-from devrt.virtual.amd.memory import MemoryFault
+from devrt.virtual.memory import MemoryFault
 from tests.virtual.amd.kfd_client import VRAM, Client, FakeEngine, refused
 
 

@@ -21,7 +21,7 @@ from devrt.ioctl.kfd import (
 )
 from devrt.ioctl.system import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, view
 from devrt.virtual.amd.machine import MODELS
-from devrt.virtual.amd.memory import Access
+from devrt.virtual.memory import Access
 from tests.virtual.amd.kfd_client import GTT, VRAM, Client, client, driver, entry, machine, refused
 
 RW = PROT_READ | PROT_WRITE

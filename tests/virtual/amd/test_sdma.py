@@ -11,7 +11,7 @@ import pytest
 
 from devrt.amd import sdma
 from devrt.virtual.amd.engine import pieces
-from devrt.virtual.amd.memory import PAGE, MemoryFault
+from devrt.virtual.memory import PAGE, MemoryFault
 from tests.virtual.amd.rig import SYSTEM, VRAM, Rig, rig, until
 
 MIB = 1 << 20

@@ -13,7 +13,7 @@ import pytest
 
 from devrt.virtual.amd.dispatch import WaveFault
 from devrt.virtual.amd.isa import GENS, Gen
-from devrt.virtual.amd.memory import PAGE, Access, MemoryFault
+from devrt.virtual.memory import PAGE, Access, MemoryFault
 from tests.virtual.amd.emulator import Emulator, compile_ir
 from tests.virtual.amd.kernels import HEADER, PARAMETERS, module
 

@@ -14,10 +14,10 @@ from devrt.amd import sdma
 from devrt.device import parse_uri
 from devrt.ioctl.kfd import KFD, AllocFlag, EventType, QueueType, WaitResult
 from devrt.ioctl.system import MAP_SHARED, PROT_READ, PROT_WRITE, view
-from devrt.virtual.amd.memory import Access
 from devrt.virtual.client import Client as DriverClient
 from devrt.virtual.client import Memory
 from devrt.virtual.faults import inject
+from devrt.virtual.memory import Access
 from devrt.virtual.system import OpenFiles, VirtualSystem, make_system
 from tests.virtual.amd.kfd_client import VRAM, Buffer, Client, client, driver, machine
 

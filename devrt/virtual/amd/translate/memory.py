@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from devrt.virtual.amd.isa.instruction import Instruction, Operand
 from devrt.virtual.amd.isa.opcodes import bits
-from devrt.virtual.amd.memory import Access
 from devrt.virtual.amd.translate import buffer, lanes
 from devrt.virtual.amd.translate.pages import KIND
 from devrt.virtual.amd.translate.writer import APERTURE_HIGH, NotTranslated, Writer
+from devrt.virtual.memory import Access
 
 _NEED = (Access.VALID | Access.WRITE | Access.DIRTY).value
 _MISALIGNED = KIND["misaligned"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from devrt.virtual.amd.memory import Access
 from devrt.virtual.amd.translate import layout as at
+from devrt.virtual.memory import Access
 
 DIRTY, ACCESSED = Access.DIRTY.value, Access.ACCESSED.value
 KIND = {name: number for number, name in at.KINDS.items()}

@@ -5,9 +5,9 @@ Where all lanes that take part lie in one page, one lookup serves them and the v
 
 from __future__ import annotations
 
-from devrt.virtual.amd.memory import Access
 from devrt.virtual.amd.translate import near
 from devrt.virtual.amd.translate.pages import DIRTY
+from devrt.virtual.memory import Access
 
 
 def text(wave: int) -> str:

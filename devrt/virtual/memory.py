@@ -1,4 +1,4 @@
-"""Memory of a virtual AMD GPU: files of pages that processes map, buffer objects in them, and GPU page tables.
+"""Memory of a virtual GPU: files of pages that processes map, and the GPU's page tables.
 
 A page table is read by native code as well, so its layout is fixed. The page number VA >> 12 (36 bits) is looked up in three
 levels, 12 bits each; a table is 4096 u64. The upper levels hold the address of the next table or 0, a leaf the host address of
@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,21 +102,6 @@ def _punch_hole(fd: int, offset: int, length: int) -> None:
         punch_hole(fd, offset, length)
     except OSError:
         os.pwrite(fd, bytes(length), offset)
-
-
-@dataclass(eq=False)
-class BufferObject:
-    """A range of pages at `host` in this process. `flags` are of KFD's alloc flags, `offset` is where it lies in its
-    PageFile (None: a process's own pages, registered by it)."""
-
-    handle: int
-    va: int
-    nbytes: int
-    flags: int
-    host: int
-    file: PageFile | None
-    offset: int
-    mapped: set[int]  # gpu_ids
 
 
 class AddressSpace:

@@ -27,7 +27,7 @@ def _ffi() -> cffi.FFI:
 def function(text: str) -> Run:
     """`run(context, begin, end)` of a module. Raises CompileError."""
     host = target.host()
-    key = cache.key("virtual amd", text, host.key)
+    key = cache.key("virtual", text, host.key)
     found = cache.load(key)
     image = found[1] if found is not None else _compile(text, host)
     if found is None:
