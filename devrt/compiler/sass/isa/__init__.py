@@ -1,0 +1,1 @@
+"""The instruction set: forms, fields, and what reads and writes them."""
