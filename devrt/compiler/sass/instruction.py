@@ -24,7 +24,8 @@ class File(enum.Enum):
     SB = "SB"  # scoreboards
 
 
-ZERO = {File.R: 255, File.UR: 255, File.P: 7, File.UP: 7}  # reads 0 (predicates: true), ignores writes; URZ is coded 63 before sm_100
+# Reads 0 (predicates: true), ignores writes. URZ is coded 63 before sm_100.
+ZERO = {File.R: 255, File.UR: 255, File.P: 7, File.UP: 7}
 
 
 @dataclass(frozen=True, slots=True)
