@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Further witnesses for the tests, e.g. WITNESSES="torch==2.13.0 transformers"; tests skip visibly without them.
 WITNESSES ?=
+# Processes that run tests; whole files go to one of them.
+WORKERS ?= 2
 
 .PHONY: run test lint clean
 
@@ -16,7 +18,7 @@ run: $(VENV)/.run
 	@$(BIN)/python examples/llama.py
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

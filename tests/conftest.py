@@ -33,7 +33,9 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if (own := os.environ.get("DEVRT_CACHE")) is not None:
         yield Path(own)
         return
-    folder = tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()  # of this worker, where several run: they share a cache
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
     os.environ["DEVRT_CACHE"] = str(folder)
     yield folder
     del os.environ["DEVRT_CACHE"]
