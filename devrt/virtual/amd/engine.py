@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from devrt.ioctl.system import view
-from devrt.virtual.amd import atomics
+from devrt.virtual import atomics
 from devrt.virtual.amd.dispatch import Dispatch, Executor
-from devrt.virtual.amd.ledger import Flight, Ledger, Piece
+from devrt.virtual.amd.ledger import Flight, Ledger
 from devrt.virtual.amd.machine import Notify
 from devrt.virtual.faults import Faults
-from devrt.virtual.memory import LEVEL, PAGE, SPAN, Access, AddressSpace, MemoryFault
+from devrt.virtual.memory import AddressSpace, MemoryFault
+from devrt.virtual.pieces import foreign, pieces
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-_NEED = {"read": int(Access.VALID), "write": int(Access.VALID | Access.WRITE), "execute": int(Access.VALID | Access.EXECUTE)}
-_FOREIGN = int(Access.FOREIGN)
-_FLAGS = PAGE - 1 & ~int(Access.DIRTY | Access.ACCESSED)  # of an entry: what does not change while a dispatch runs
-_FEW = 16  # pages up to which a range is walked page by page
 
 
 class Step(enum.Enum):
@@ -63,90 +56,6 @@ class QueueFault(Exception):
 def ticks(clock_khz: int) -> int:
     """The GPU's counter: it runs at clock_khz from the host's raw monotonic clock, so that both can be compared."""
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) * clock_khz // 1_000_000
-
-
-def pieces(space: AddressSpace, va: int, nbytes: int, access: str) -> list[Piece]:
-    """The parts of a range that lie together. Raises MemoryFault."""
-    end = va + nbytes
-    if not 0 <= va < end <= SPAN:
-        raise MemoryFault(va, access, "not a GPU address")
-    found: list[Piece] = []
-    need = _NEED[access]
-    if nbytes <= _FEW * PAGE:
-        while va < end:
-            entry = space.entry(va)
-            if entry & need != need:
-                space.check(va, entry, access)
-            size = min(end - va, PAGE - va % PAGE)
-            _append(found, Piece(va, _place(space, entry) + va % PAGE, size, entry & _FLAGS))
-            va += size
-        return found
-    for at, entries in _leaves(space, va, end):
-        if entries is None:
-            raise MemoryFault(at, access, "not mapped")
-        bad = np.flatnonzero(entries & np.uint64(need) != need)
-        if len(bad):
-            space.check(max(va, (at // PAGE + int(bad[0])) * PAGE), int(entries[bad[0]]), access)
-        _runs(found, space, at, entries, va, end)
-    return found
-
-
-def mapped(space: AddressSpace, va: int, nbytes: int) -> list[Piece]:
-    """The parts of a range that are mapped at all."""
-    found: list[Piece] = []
-    end = min(va + nbytes, SPAN)
-    for at, entries in _leaves(space, va, end):
-        if entries is not None:
-            _runs(found, space, at, entries, va, end)
-    return [p for p in found if p.flags & Access.VALID]
-
-
-_KEEP = np.uint64((1 << 64) - PAGE | _FLAGS)
-
-
-def _leaves(space: AddressSpace, va: int, end: int) -> Iterator[tuple[int, NDArray[np.uint64] | None]]:
-    """(first address, entries) of the parts of a range that one table holds; None where there is no table."""
-    while va < end:
-        page = va // PAGE
-        middle = _entry(space.root, page >> 24)
-        leaf = _entry(middle, page >> 12 & LEVEL - 1) if middle else 0
-        span = LEVEL if middle else LEVEL * LEVEL
-        count = min(-(-end // PAGE) - page, span - page % span)
-        yield va, np.frombuffer(view(leaf + 8 * (page % LEVEL), 8 * count), np.uint64) & _KEEP if leaf else None
-        va = (page + count) * PAGE
-
-
-def _place(space: AddressSpace, entry: int) -> int:
-    """Where a page lies: in this process, or, beyond all addresses, in the process that a space is of."""
-    return (entry & ~(PAGE - 1)) + (space.root << 64 if entry & _FOREIGN else 0)
-
-
-def _runs(found: list[Piece], space: AddressSpace, at: int, entries: NDArray[np.uint64], va: int, end: int) -> None:
-    """Append the pieces of `entries`, the first of which is that of address `at`, as far as they lie in va..end."""
-    first_page = at // PAGE
-    cuts = [0, *(np.flatnonzero(np.diff(entries) != PAGE) + 1).tolist(), len(entries)]
-    for first, last in itertools.pairwise(cuts):
-        start, stop = max(va, (first_page + first) * PAGE), min(end, (first_page + last) * PAGE)
-        entry = int(entries[first])
-        host = _place(space, entry) + start - (first_page + first) * PAGE
-        _append(found, Piece(start, host, stop - start, entry & _FLAGS))
-
-
-def _entry(table: int, index: int) -> int:
-    return int.from_bytes(view(table + 8 * index, 8), "little")
-
-
-def _append(found: list[Piece], piece: Piece) -> None:
-    last = found[-1] if found else None
-    if last and last.host + last.nbytes == piece.host and last.flags == piece.flags:
-        found[-1] = Piece(last.va, last.host, last.nbytes + piece.nbytes, last.flags)
-    else:
-        found.append(piece)
-
-
-def foreign(found: Sequence[Piece]) -> bool:
-    """Whether some of it lies in another process, where only read and write of its AddressSpace reach."""
-    return any(p.flags & _FOREIGN for p in found)
 
 
 _foreign_lock = threading.Lock()

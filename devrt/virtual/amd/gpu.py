@@ -19,13 +19,14 @@ from devrt.ioctl.kfd import ResetCause, ResetType
 from devrt.ioctl.system import System, view
 from devrt.virtual.amd.aql import Aql, Stopped
 from devrt.virtual.amd.dispatch import Executor, WaveFault
-from devrt.virtual.amd.engine import M64, BadCommand, Hang, HardwareError, Port, QueueFault, Step, pieces
+from devrt.virtual.amd.engine import M64, BadCommand, Hang, HardwareError, Port, QueueFault, Step
 from devrt.virtual.amd.ledger import Ledger, VisibilityFault
 from devrt.virtual.amd.machine import GpuModel, Notify
 from devrt.virtual.amd.pm4 import Pm4
 from devrt.virtual.amd.sdma import Sdma
 from devrt.virtual.faults import Faults
 from devrt.virtual.memory import Access, AddressSpace, MemoryFault
+from devrt.virtual.pieces import pieces
 
 Kind: TypeAlias = Literal["pm4", "aql", "sdma"]
 

@@ -15,8 +15,6 @@ kept for the 2 MiB blocks of host memory that anything touched since the last fu
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devrt.virtual.memory import Access
+from devrt.virtual.pieces import Piece, overlap
 
 LINE = 128  # bytes; what L2 of gfx9 to gfx12 keeps together
 _BLOCK = 21  # log2 of the bytes one state array stands for
@@ -33,16 +32,6 @@ _SHIFT = _BLOCK - 7  # log2 of its lines
 
 DIRTY, IN_L2, IN_L1, STALE_L2, STALE_L1 = 1, 2, 4, 8, 16
 _HISTORY = 1024  # writes remembered so that a fault can name its writer
-
-
-class Piece(NamedTuple):
-    """Bytes at GPU address `va` that lie together at `host`. `flags` are the page's, of memory.Access. A FOREIGN page's `host`
-    is a number that no other page has."""
-
-    va: int
-    host: int
-    nbytes: int
-    flags: int
 
 
 class VisibilityFault(Exception):
@@ -71,7 +60,7 @@ class Flight:
         for other, their_reads, their_writes in self._running:
             for mine, theirs, what in ((reads, their_writes, "reads what it writes"), (writes, their_writes, "writes it too"),
                                        (writes, their_reads, "writes what it reads")):
-                va = _overlap(mine, theirs)
+                va = overlap(mine, theirs)
                 if va is not None:
                     raise VisibilityFault(va, other, who, f"nothing waited for the first to end, and the second {what}")
         if reads or writes:
@@ -90,21 +79,6 @@ class Flight:
         """The queue waited for all its dispatches."""
         self._running.clear()
         self._signalled = 0
-
-
-def _overlap(a: Sequence[Piece], b: Sequence[Piece]) -> int | None:
-    """The first address of `a` that is in `b` too."""
-    if not a or not b:
-        return None
-    ordered = sorted((p.host, p.host + p.nbytes) for p in b)
-    starts = [start for start, _ in ordered]
-    reach = list(itertools.accumulate((end for _, end in ordered), max))
-    for p in a:
-        n = bisect.bisect_left(starts, p.host + p.nbytes)
-        if n and reach[n - 1] > p.host:
-            first = min(max(start, p.host) for start, end in ordered[:n] if end > p.host)
-            return p.va + first - p.host
-    return None
 
 
 _all: tuple[Ledger, ...] = ()

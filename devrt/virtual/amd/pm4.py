@@ -13,8 +13,9 @@ from devrt.amd import pm4, registers
 from devrt.amd.packets import Packet
 from devrt.amd.pm4 import CopyDst, CopySrc, DataSel, Event, IntSel, MemSpace, ReleaseDst, WaitOperation, WriteDst
 from devrt.virtual.amd.dispatch import Dispatch
-from devrt.virtual.amd.engine import COMPARE, M32, BadCommand, Port, Step, atomic_packet, mapped
+from devrt.virtual.amd.engine import COMPARE, M32, BadCommand, Port, Step, atomic_packet
 from devrt.virtual.memory import SPAN
+from devrt.virtual.pieces import mapped
 
 _LDS_UNIT = 512  # bytes of RSRC2.LDS_SIZE
 _COHER_UNIT = 256  # bytes that an ACQUIRE_MEM's base and size count

@@ -12,8 +12,8 @@ import numpy as np
 from devrt.amd import sdma
 from devrt.amd.packets import BadPacket, Packet
 from devrt.ioctl.system import view
-from devrt.virtual.amd.engine import COMPARE, BadCommand, Port, Step, atomic_packet, foreign, mapped, pieces
-from devrt.virtual.amd.ledger import Piece
+from devrt.virtual.amd.engine import COMPARE, BadCommand, Port, Step, atomic_packet
+from devrt.virtual.pieces import Piece, foreign, mapped, pieces
 
 _CHUNK = 64 << 20  # bytes of a copy after which other queues have their turn
 _IB_DWORDS = 8  # an INDIRECT packet and the buffer it names end on a multiple of this (Linux sdma_v*.c, emit_ib)

@@ -11,8 +11,9 @@ import pytest
 from devrt.amd import aql, pm4, sdma
 from devrt.amd.aql import Fence, PacketType
 from devrt.virtual.amd.dispatch import Dispatch
-from devrt.virtual.amd.ledger import DIRTY, Flight, Ledger, Piece, VisibilityFault, forget
+from devrt.virtual.amd.ledger import DIRTY, Flight, Ledger, VisibilityFault, forget
 from devrt.virtual.memory import PAGE, Access, AddressSpace
+from devrt.virtual.pieces import Piece
 from tests.virtual.amd.rig import VRAM, Line, Rig, rig, until
 from tests.virtual.amd.test_aql import descriptor, dispatch, signal
 from tests.virtual.amd.test_engines import launch

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from devrt.amd import sdma
-from devrt.virtual.amd.engine import pieces
 from devrt.virtual.memory import PAGE, MemoryFault
+from devrt.virtual.pieces import pieces
 from tests.virtual.amd.rig import SYSTEM, VRAM, Rig, rig, until
 
 MIB = 1 << 20
