@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from devrt.virtual import gather
 from devrt.virtual.amd.isa import Block, Effect, Instruction, walk
 from devrt.virtual.amd.isa.formats import Gen
-from devrt.virtual.amd.translate import groups, layout, matrix, memory, pages, scalar, spaces, vector, waits
+from devrt.virtual.amd.translate import groups, layout, matrix, memory, near, pages, scalar, vector, waits
 from devrt.virtual.amd.translate.writer import EXEC, VCC, NotTranslated, Writer
 
 _SAVE = "  ; save"
@@ -35,7 +36,7 @@ class Function:
         save = "\n".join(self.saving())
         body = "\n".join(w.lines).replace(_SAVE, save)
         helpers = "".join(w.helpers.values())
-        known = pages.TEXT + spaces.text(w.wave) + groups.text(w.wave) + saves(w.wave)
+        known = pages.TEXT + gather.text(w.wave) + gather.for_lanes(near.TEXT, w.wave) + groups.text(w.wave) + saves(w.wave)
         declared = "\n".join(d for name, d in w.declared.items() if f"@{name}(" not in known + helpers)
         return "\n".join([known, helpers, "define internal i32 @wave(ptr noalias %state, ptr %c) {", "entry:", *self.prologue(),
                           body,

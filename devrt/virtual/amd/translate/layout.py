@@ -5,6 +5,8 @@ Offsets in bytes. Registers lie in the state while a wave waits at a barrier; be
 
 from __future__ import annotations
 
+from devrt.virtual.context import *  # noqa: F403
+
 # ----- a wave's state
 
 SGPR = 0             # 128 u32: s0-s105, 106 vcc, 108 ttmp0-15, 126 exec
@@ -22,26 +24,12 @@ def state_bytes(wave: int) -> int:
     return VGPR + VGPRS * wave * 4
 
 
-DONE, BARRIER, FAULT = 0, 1, 2
-
 # ----- the context
 
-PAGE_TABLE = 0       # u64: root of the address space
-CACHED_PAGE = 8      # u64: number of the page looked up last, all ones for none
-CACHED_ENTRY = 16    # u64: its entry
 LDS = 24             # u64: host address
 LDS_BYTES = 32       # u64
 SCRATCH = 40         # u64: host address of the wave's private memory, lane after lane
 SCRATCH_LANE = 48    # u64: bytes of one lane
-BUDGET = 56          # i64: branches backwards before the wave counts as hung
-FAULT_VA = 64        # u64
-FAULT_KIND = 72      # u32: of KINDS
-FAULT_LANE = 76      # u32
-FAULT_PC = 80        # u64: virtual address of the instruction
-STOP = 88            # u64: host address of a byte that ends the dispatch when it is not 0
-CLOCK = 96           # u64: host address of the GPU's counter
-MATH = 104           # u64: host address of a table of C functions, in the order of FUNCTIONS
-CODE = 112           # u64: virtual address of the kernel's first instruction
 CONTEXT_BYTES = 256
 
 # ----- a launch: what the loop over workgroups needs, behind the context
@@ -61,6 +49,4 @@ FIRST_X = 192        # u32: id of the first workgroup
 FIRST_Y = 196
 FIRST_Z = 200
 
-KINDS = {1: "not mapped", 2: "read-only", 3: "not executable", 4: "hang", 5: "stopped", 6: "outside LDS", 7: "outside scratch",
-         8: "misaligned", 9: "trap", 10: "missing wait", 11: "unsupported"}
 FUNCTIONS = ("exp2f", "log2f", "sinf", "cosf")

@@ -5,15 +5,20 @@ Where all lanes that take part lie in one page, one lookup serves them and the v
 
 from __future__ import annotations
 
-from devrt.virtual.amd.translate import near
-from devrt.virtual.amd.translate.pages import DIRTY
+from devrt.virtual import near
 from devrt.virtual.memory import Access
+from devrt.virtual.walker import DIRTY
 
 
 def text(wave: int) -> str:
     """The functions for waves of `wave` lanes."""
+    return _first(wave) + for_lanes(_GLOBAL + near.TEXT + near.LANES, wave)
+
+
+def for_lanes(text: str, wave: int) -> str:
+    """A text for waves of $W lanes, whose numbers are $NUMBERS."""
     numbers = "<" + ", ".join(f"i64 {n}" for n in range(wave)) + ">"
-    return _first(wave) + (_GLOBAL + near.TEXT + near.LANES).replace("$W", str(wave)).replace("$NUMBERS", numbers)
+    return text.replace("$W", str(wave)).replace("$NUMBERS", numbers)
 
 
 def _first(wave: int) -> str:
