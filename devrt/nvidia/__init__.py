@@ -1,0 +1,1 @@
+"""NVIDIA GPUs through nvidia.ko and nvidia-uvm.ko, with nothing of CUDA."""
