@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,13 @@ class MemoryFault(Exception):
         super().__init__(f"{access} of {va:#x}: {why}")
         self.va, self.access, self.why = va, access, why
         self.pc, self.lane = 0, -1  # of the instruction, where a shader did it
+
+
+class Touched(Protocol):
+    """Takes the addresses that a dispatch reads and writes in global memory, as ranges in any order."""
+
+    def read(self, va: int, nbytes: int) -> None: ...
+    def wrote(self, va: int, nbytes: int) -> None: ...
 
 
 class PageFile:

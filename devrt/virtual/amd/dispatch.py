@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +16,7 @@ from devrt.virtual import native
 from devrt.virtual.amd.isa import GENS, IllegalInstruction, Instruction
 from devrt.virtual.amd.translate import layout
 from devrt.virtual.amd.translate.kernel import Function
-from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault
-
-
-class Touched(Protocol):
-    """Takes the addresses that a dispatch reads and writes in global memory, as ranges in any order."""
-
-    def read(self, va: int, nbytes: int) -> None: ...
-    def wrote(self, va: int, nbytes: int) -> None: ...
+from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Touched
 
 
 @dataclass(frozen=True)
