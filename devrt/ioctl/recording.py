@@ -56,7 +56,7 @@ class Call:
             words = [str(shown["path"]), f"{self.decoded['name']} {_fields(self.decoded['before'])}".rstrip()]
         answer = errno_name(self.errno) if self.errno else _short(self.result)
         after = _fields({name: value for name, value in self.decoded.get("after", {}).items()
-                         if value != self.decoded["before"][name]})
+                         if value != self.decoded["before"].get(name)})
         return f"{self.name}({', '.join(words)}) = {answer}{f' {after}' if after else ''}, {self.ns / 1e3:.1f} us"
 
 
@@ -115,7 +115,7 @@ class RecordingSystem:
         after = bytes(argument)
         received = {name: _hex(peek(*where)) for name, where in ranges.items()}
         self._keep(Call("ioctl", {**arguments, "data": before.hex(), "pointed": sent}, value, number, ns,
-                        {"data": after.hex(), "pointed": received}, _decoded(table, request, before, after)))
+                        {"data": after.hex(), "pointed": received}, _decoded(table, request, (before, sent), (after, received))))
         if failure is not None:
             raise failure
         assert value is not None  # nothing failed, so the driver answered
@@ -228,11 +228,20 @@ def decode(name: str, result: Any) -> Any:
     return result
 
 
-def _decoded(table: Uapi | None, request: int, before: bytes, after: bytes) -> dict[str, Any]:
-    first, second = (table.decode(request, data) for data in (before, after)) if table else (None, None)
-    if first is None or second is None:
+def _decoded(table: Uapi | None, request: int, *states: tuple[bytes, dict[str, str | None]]) -> dict[str, Any]:
+    """The name of a request and its fields before and after: of its struct, then of the structs its pointers lead to."""
+    name = table.find(request) if table else None
+    if table is None or name is None:
         return {}
-    return {"name": first.name, "before": dict(first.fields), "after": dict(second.fields)}
+    shown = []
+    for data, pointed in states:
+        decoded = table.decode(request, data)
+        assert decoded is not None  # the request has a name
+        texts = {name: bytes.fromhex(text) for name, text in pointed.items() if text}
+        fields = {**decoded.fields, **table.pointed_fields(name, decoded.fields, texts)}
+        shown.append({field: table.names.get(field, {}).get(value, value) if isinstance(value, int) else value
+                      for field, value in fields.items()})
+    return {"name": name, "before": shown[0], "after": shown[1]}
 
 
 def _hex(data: bytes | None) -> str | None:

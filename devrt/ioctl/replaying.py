@@ -88,10 +88,15 @@ class ReplayingSystem:
                 raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
             sent = {name: data.hex() for name, data in contents.items() if data is not None}
             call = self._match("ioctl", {**arguments, "data": before.hex(), "pointed": sent})
-        memoryview(argument).cast("B")[:] = self._merged(table, request, before, call)
+        memoryview(argument).cast("B")[:] = _merged(
+            bytes.fromhex(call.out["data"]), bytes.fromhex(call.arguments["data"]), before,
+            _address_bytes(table, request) if table else [])
         for name, (address, length) in ranges.items():
             data = bytes.fromhex(call.out["pointed"].get(name) or "")[:length]
-            view(address, len(data))[:] = data
+            recorded = bytes.fromhex(call.arguments["pointed"].get(name) or "")
+            mine = contents[name] or b""
+            inside = _inner_address_bytes(table, request, before, name) if table else []
+            view(address, len(data))[:] = _merged(data, recorded, mine, inside)
         _raise(call)
         result: int = call.result
         return result
@@ -182,7 +187,11 @@ class ReplayingSystem:
         if name == "ioctl" and isinstance(same["data"], str):
             table = table_for(self.tables, str(same.get("path", "")), same["request"])
             if table is not None:
-                same["data"] = _masked(table, same["request"], bytes.fromhex(same["data"])).hex()
+                data = bytes.fromhex(same["data"])
+                same["data"] = _masked(data, _address_bytes(table, same["request"])).hex()
+                same["pointed"] = {
+                    name: text and _masked(bytes.fromhex(text), _inner_address_bytes(table, same["request"], data, name)).hex()
+                    for name, text in same["pointed"].items()}
         return json.dumps([name, same], sort_keys=True)
 
     def _with_fd(self, fd: int) -> dict[str, Any]:
@@ -190,15 +199,6 @@ class ReplayingSystem:
             return {"fd": fd}
         path, number = self._opened[fd]
         return {"fd": fd, "path": path, "open": number}
-
-    def _merged(self, table: Uapi | None, request: int, before: bytes, call: Call) -> bytes:
-        """The recorded outcome, with this process's addresses where the driver left the recorded ones alone."""
-        merged = bytearray(bytes.fromhex(call.out["data"]))
-        sent = bytes.fromhex(call.arguments["data"])
-        for start, end in _address_bytes(table, request) if table else ():
-            if merged[start:end] == sent[start:end]:
-                merged[start:end] = before[start:end]
-        return bytes(merged)
 
     def _unknown(self, name: str, arguments: dict[str, Any], key: str, made_before: bool) -> InvalidArgument:
         asked = str(Call(name, arguments, decoded=self._named(name, arguments)))
@@ -227,20 +227,39 @@ def _raise(call: Call) -> None:
 
 
 def _address_bytes(table: Uapi, request: int) -> list[tuple[int, int]]:
-    """(start, end) of the fields that hold addresses."""
+    """(start, end) of the fields of an argument that hold addresses."""
     name = table.find(request)
     if name is None:
         return []
     row = table.ioctls[name]
-    layout = table.layout(row.struct) if row.struct else {}
-    fields = [*(pointer.field for pointer in row.pointers), *row.addresses]
-    return [(layout[field][0], sum(layout[field])) for field in fields]
+    spans = [table.span(row.struct, field) for field in (*(pointer.field for pointer in row.pointers), *row.addresses)]
+    return [(offset, offset + size) for offset, size in spans]
 
 
-def _masked(table: Uapi, request: int, data: bytes) -> bytes:
+def _inner_address_bytes(table: Uapi, request: int, data: bytes, pointed: str) -> list[tuple[int, int]]:
+    """As `_address_bytes`, of the memory that the pointer `pointed` of the argument `data` leads to."""
+    decoded = table.decode(request, data)
+    pointers = {pointer.field: pointer for pointer in table.ioctls[decoded.name].pointers} if decoded else {}
+    if decoded is None or pointed not in pointers:
+        return []
+    struct = table.variant(pointers[pointed], decoded.fields)
+    spans = [table.span(struct, pointer.field) for pointer in table.inner.get(struct, ())]
+    return [(offset, offset + size) for offset, size in spans]
+
+
+def _masked(data: bytes, addresses: list[tuple[int, int]]) -> bytes:
     """`data` with its addresses as 0 (null) or 1."""
     masked = bytearray(data)
-    for start, end in _address_bytes(table, request):
+    for start, end in addresses:
         if start < len(masked):
             masked[start:end] = int(any(masked[start:end])).to_bytes(min(end, len(masked)) - start, "little")
     return bytes(masked)
+
+
+def _merged(outcome: bytes, recorded: bytes, mine: bytes, addresses: list[tuple[int, int]]) -> bytes:
+    """The recorded outcome, with this process's addresses where the driver left the recorded ones alone."""
+    merged = bytearray(outcome)
+    for start, end in addresses:
+        if merged[start:end] == recorded[start:end]:
+            merged[start:end] = mine[start:end]
+    return bytes(merged)

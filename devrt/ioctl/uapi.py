@@ -10,13 +10,13 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import cffi
 
-from devrt.ioctl.system import System
+from devrt.ioctl.system import System, peek
 
 # asm-generic/ioctl.h: direction 31:30, size 29:16, type 15:8, number 7:0. The same on x86-64 and aarch64.
 _NONE, _WRITE, _READ = 0, 1, 2
@@ -25,19 +25,22 @@ _NONE, _WRITE, _READ = 0, 1, 2
 @dataclass(frozen=True)
 class Pointer:
     """A field that holds the address of memory the driver reads or writes: the field `count` names, over `per`, times
-    `element` bytes."""
+    `element` bytes. Which struct lies there is told by the value of the field `by`, in the table's `variants`; it is as long as
+    that struct where the count is 0."""
 
     field: str
     count: str
     element: int = 1
     per: int = 1
+    by: str = ""
 
 
 @dataclass(frozen=True)
 class Ioctl:
     """One row: how the request number is made, the struct it carries ("" for none), and where that struct points.
 
-    `addresses` are fields that hold an address in this process or the GPU's view of one: they differ from run to run.
+    `addresses` are fields that hold an address in this process or the GPU's view of one: they differ from run to run. One of a
+    struct inside is named with a dot.
     """
 
     number: int
@@ -81,7 +84,12 @@ class Decoded:
 
 @dataclass(frozen=True, eq=False)
 class Uapi:
-    """The interface of one driver. `nodes` are shell patterns of the device nodes it answers on."""
+    """The interface of one driver. `nodes` are shell patterns of the device nodes it answers on.
+
+    variants: field of a Pointer's `by` -> its value -> the struct that the pointer leads to
+    inner:    struct of a variant -> the pointers in it
+    names:    field -> its value -> what the header calls that
+    """
 
     name: str
     header: str
@@ -89,6 +97,9 @@ class Uapi:
     magic: int
     structs: str
     ioctls: Mapping[str, Ioctl]
+    variants: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    inner: Mapping[str, tuple[Pointer, ...]] = field(default_factory=dict)
+    names: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @functools.cached_property
     def ffi(self) -> cffi.FFI:
@@ -143,8 +154,31 @@ class Uapi:
         self.ffi.buffer(pointer)[:size] = data[:size]
         return dict(self._plain(self.ffi.typeof(pointer).item, pointer[0]))
 
-    def offset(self, struct: str, field: str) -> int:
-        return self.ffi.offsetof(self.ctype(struct), field)
+    def variant(self, pointer: Pointer, fields: Mapping[str, Any]) -> str:
+        """The struct that a pointer leads to, "" where no row says it."""
+        return self.variants.get(pointer.by, {}).get(fields[pointer.by], "") if pointer.by else ""
+
+    def pointed_fields(self, name: str, fields: Mapping[str, Any], pointed: Mapping[str, bytes | None]) -> dict[str, Any]:
+        """The fields of the structs that an ioctl's pointers lead to, as `pointer.field`; `pointed` are their bytes."""
+        found = {}
+        for pointer in self.ioctls[name].pointers:
+            struct, data = self.variant(pointer, fields), pointed.get(pointer.field)
+            if struct and data:
+                found.update({f"{pointer.field}.{inner}": value for inner, value in self.fields(struct, data).items()})
+        return found
+
+    def offset(self, struct: str, member: str) -> int:
+        return self.ffi.offsetof(self.ctype(struct), member)
+
+    def span(self, struct: str, member: str) -> tuple[int, int]:
+        """(offset, size) in bytes of a member; that of a struct inside is named with a dot."""
+        outer, _, rest = member.partition(".")
+        offset, size = self.layout(struct)[outer]
+        if not rest:
+            return offset, size
+        kind = dict(self.ffi.typeof(self.ctype(struct)).fields)[outer].type
+        inner, size = self.span(kind.cname.partition(" ")[2], rest)
+        return offset + inner, size
 
     @functools.cached_property
     def struct_names(self) -> tuple[str, ...]:
@@ -188,13 +222,21 @@ def table_for(tables: Sequence[Uapi], path: str, request: int) -> Uapi | None:
 
 def pointed_ranges(table: Uapi, request: int, data: bytes) -> dict[str, tuple[int, int]]:
     """(address, bytes) of the memory that the argument's pointers lead to, by field, as the caller gave them; null
-    pointers and empty ranges are left out, and nobody has checked the others."""
+    pointers and empty ranges are left out, and nobody has checked the others. What a struct there points to in turn is under
+    both fields' names with a dot between."""
     decoded = table.decode(request, data)
-    if decoded is None:
-        return {}
-    found = {}
-    for pointer in table.ioctls[decoded.name].pointers:
-        address, length = decoded.fields[pointer.field], decoded.fields[pointer.count] // pointer.per * pointer.element
-        if address and length:
-            found[pointer.field] = address, length
-    return found
+    return {} if decoded is None else dict(_ranges(table, table.ioctls[decoded.name].pointers, decoded.fields, ""))
+
+
+def _ranges(table: Uapi, pointers: Sequence[Pointer], fields: Mapping[str, Any],
+            prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    for pointer in pointers:
+        struct, address = table.variant(pointer, fields), fields[pointer.field]
+        length = fields[pointer.count] // pointer.per * pointer.element or (table.size(struct) if struct else 0)
+        if not address or not length:
+            continue
+        yield f"{prefix}{pointer.field}", (address, length)
+        inside = table.inner.get(struct, ())
+        content = peek(address, length) if inside else None
+        if content is not None:
+            yield from _ranges(table, inside, table.fields(struct, content), f"{prefix}{pointer.field}.")

@@ -1,4 +1,4 @@
-"""Every declared request number, size, offset and constant against the kernel's own headers, compiled by gcc.
+"""Every declared request number, size, offset and constant of AMD's drivers against the kernel's own headers, compiled by gcc.
 
 What the installed header is too old for must be listed in the table's SINCE, and is compared with what is written down
 here instead; DEVRT_LINUX_HEADERS names a folder with newer headers (usr/include of a linux-libc-dev package) to judge by.
@@ -18,9 +18,12 @@ from pathlib import Path
 import pytest
 
 from devrt.ioctl import amdgpu, kfd
-from devrt.ioctl.tables import TABLES
+from devrt.ioctl.amdgpu import AMDGPU
+from devrt.ioctl.drm import DRM
+from devrt.ioctl.kfd import KFD
 from devrt.ioctl.uapi import Uapi
 
+TABLES = (KFD, DRM, AMDGPU)
 LIBDRM = Path("/usr/include/libdrm")
 NEWER = os.environ.get("DEVRT_LINUX_HEADERS")
 
