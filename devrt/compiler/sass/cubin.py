@@ -29,6 +29,7 @@ class Attribute(enum.IntEnum):
     MAXREG_COUNT = 0x1B
     EXIT_OFFSETS = 0x1C      # a word for each EXIT
     REGCOUNT = 0x2F          # symbol, registers
+    INDIRECT_BRANCH = 0x34   # address of the branch, two u16, number of targets, targets
     CUDA_API_VERSION = 0x37  # the vendor's compiler wrote it
     NUM_BARRIERS = 0x4C
 

@@ -82,7 +82,8 @@ class Kernel:
     """A kernel. `code` runs from `entry` on, byte addresses; `registers` a thread needs, those the hardware keeps included;
     `barriers` of the block. `shared_bytes` a block, `local_bytes` a thread, addressed from 0 up; `stack_bytes` a thread, that
     the vendor's code takes downwards from the stack pointer in bank 0. Parameters lie in bank 0 from `params_offset` on;
-    `constants` are the banks' initial bytes. `max_threads` is (x, y, z) or empty, `functions` are the addresses in `code`."""
+    `constants` are the banks' initial bytes. `max_threads` is (x, y, z) or empty, `functions` are the addresses in `code`,
+    `indirect` the targets of indirect branches by their address."""
 
     name: str
     sm: int
@@ -101,6 +102,7 @@ class Kernel:
     relocations: tuple[Relocation, ...]
     max_threads: tuple[int, ...]
     functions: dict[str, int]
+    indirect: dict[int, tuple[int, ...]]
 
     def place(self, code: int, globals_: int) -> Placed:
         """What to load, where the code lies at address `code` and global variables at `globals_`."""
@@ -193,7 +195,8 @@ class _Reader:
             tuple(self._relocations(places, globals_places, banks, code, globals_)),
             next(iter(info.words(Attribute.MAX_THREADS, "<III")), ()),
             {s.name: places[s.section] + s.value for s in self.symbols
-             if s.kind == elf.FUNC and s.section in places and not s.other & ENTRY})
+             if s.kind == elf.FUNC and s.section in places and not s.other & ENTRY},
+            _indirect(info))
         _check(kernel)
         return kernel
 
@@ -317,6 +320,19 @@ class _Reader:
 def _param(words: tuple[int, ...]) -> Param:
     _, ordinal, offset, packed = words
     return Param(ordinal, offset, packed >> 18)
+
+
+def _indirect(info: _Info) -> dict[int, tuple[int, ...]]:
+    found = {}
+    for data in info.values.get(Attribute.INDIRECT_BRANCH, []):
+        words = struct.unpack_from(f"<{len(data) // 4}I", data)
+        at = 0
+        while at < len(words):
+            if at + 3 > len(words) or at + 3 + words[at + 2] > len(words):
+                raise elf.corrupt(f"targets of an indirect branch in {len(data)} bytes")
+            found[words[at]] = words[at + 3:at + 3 + words[at + 2]]
+            at += 3 + words[at + 2]
+    return found
 
 
 def _check(k: Kernel) -> None:
