@@ -9,46 +9,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from devrt.doctor.amd import Amd
 from devrt.doctor.amd_tables import BAD_PAGES, FIRMWARE, LEVELS, METRICS, THROTTLER_BITS, THROTTLERS, metrics
-from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader, Severity
+from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader
 from devrt.doctor.gpus import Gpu
+from devrt.doctor.verdicts import Verdict, gather
 from devrt.ioctl import amdgpu
 
 NEAR_C = 5.0  # below a limit: worth a word
 _RETIRE = "stop the work on it and reset it (reboot); if errors come back, replace the card"
 
 
-class Verdict(NamedTuple):
-    """What a check says of one card. `what` follows the card's name and holds no numbers, which are `evidence`."""
-
-    severity: Severity
-    what: str
-    evidence: str
-    remedy: str = ""
-
-
 def check(reader: Reader, amd: Amd) -> Iterator[Finding]:
     cards = [gpu for gpu in amd.gpus if amd.used(gpu)]
     for name, look in CHECKS.items():
-        said: dict[tuple[Severity, str, str], list[tuple[Gpu, str]]] = {}
-        for gpu in cards:
-            for severity, what, evidence, remedy in look(reader, gpu):
-                said.setdefault((severity, what, remedy), []).append((gpu, evidence))
-        for (severity, what, remedy), rows in said.items():
-            yield Finding(name, severity, f"{_subject([gpu for gpu, _ in rows])}: {what}", _shown(rows), remedy)
+        yield from gather(name, "AMD", [(gpu, verdict) for gpu in cards for verdict in look(reader, gpu)])
     yield from _uneven_firmware(reader, cards)
-
-
-def _subject(gpus: list[Gpu]) -> str:
-    return str(gpus[0]) if len(gpus) == 1 else f"{len(gpus)} of AMD's GPUs"
-
-
-def _shown(rows: list[tuple[Gpu, str]]) -> str:
-    texts = {evidence for _, evidence in rows}
-    return texts.pop() if len(texts) == 1 else "; ".join(f"{gpu.address} {evidence}" for gpu, evidence in rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
