@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, Any
 from devrt.amd import faults, topology
 from devrt.amd.topology import Node
 from devrt.device import DeviceLost, DeviceNotFound, DriverMismatch, InvalidArgument, PermissionDenied, Unsupported
+from devrt.gpu.memory import PAGE, reserve
 from devrt.ioctl.errors import devrt_error, reported_as
 from devrt.ioctl.kfd import KFD, AllocFlag, EventType, QueueType, WaitResult, version
 from devrt.ioctl.system import (
     MADV_DONTFORK,
     MAP_FIXED,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
     MAP_SHARED,
-    PROT_NONE,
     PROT_READ,
     PROT_WRITE,
     System,
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 NODE = "/dev/kfd"
 MAJOR, MINOR = 1, 11  # the oldest interface devrt speaks: Linux 6.1
 _AVAILABLE_MEMORY, _RUNTIME_ENABLE, _CREATE_PROCESS = 9, 13, 19  # minors that brought these calls
-PAGE = 4096
 EVENT_PAGE_BYTES = 8 * 4096  # one u64 for each signal event
 DOORBELL_BYTES = 8192  # a process's doorbells of one GPU, 8 bytes each
 FOREVER = 0xFFFFFFFF
@@ -191,7 +188,7 @@ class Driver:
                  address: int = 0) -> tuple[int, int]:
         """(address, handle) of a buffer object at an address of its own, not mapped to any GPU yet. `host`: the process
         sees it at the same address; `address`: that of USERPTR memory. Raises OutOfMemory and whatever the errno means."""
-        va = self._reserve(nbytes, alignment)
+        va = reserve(self.system, nbytes, alignment)
         try:
             if va + nbytes - 1 > gpu.vm_limit:
                 raise Unsupported(f"address {va:#x} is beyond what AMD GPU {gpu.id:#x} reaches", evidence=f"{gpu.vm_limit:#x}")
@@ -249,18 +246,6 @@ class Driver:
             return None
         answer = self.call("AVAILABLE_MEMORY", f"can't ask for the free memory of AMD GPU {gpu.id:#x}", gpu_id=gpu.id)
         return int(answer.available)
-
-    def _reserve(self, nbytes: int, alignment: int) -> int:
-        """Addresses that nothing else in this process gets, so that the GPU's address can be the same."""
-        with reported_as(f"can't reserve {nbytes} bytes of addresses"):
-            extra = alignment - PAGE
-            address = self.system.mmap(-1, nbytes + extra, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE)
-            start = -(-address // alignment) * alignment
-            if start > address:
-                self.system.munmap(address, start - address)
-            if start < address + extra:
-                self.system.munmap(start + nbytes, address + extra - start)
-        return start
 
     # ----- queues
 

@@ -9,16 +9,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING
-
-from devrt.amd.driver import PAGE, Gpu
-from devrt.device import InvalidArgument, OutOfMemory, Placement, Unsupported
+from devrt.amd.driver import Gpu
+from devrt.device import InvalidArgument, OutOfMemory, Placement
+from devrt.gpu.memory import LINES, PAGE
 from devrt.ioctl.kfd import AllocFlag
-from devrt.memory import Lease, MemoryBuffer, byte_view, host_available
-
-if TYPE_CHECKING:
-    from devrt.amd.device import AmdDevice
+from devrt.memory import host_available
 
 _VRAM = AllocFlag.VRAM | AllocFlag.WRITABLE | AllocFlag.NO_SUBSTITUTE
 _COHERENT = AllocFlag.COHERENT | AllocFlag.UNCACHED
@@ -27,7 +22,6 @@ FLAGS = {
     Placement.HOST_VISIBLE: _VRAM | AllocFlag.PUBLIC,
     Placement.HOST: AllocFlag.GTT | AllocFlag.WRITABLE | AllocFlag.NO_SUBSTITUTE | _COHERENT,
 }
-LINES = 256  # bytes: two lines of the L2. In VRAM no two buffers share a page, which is what faults are told by
 CODE = _VRAM | AllocFlag.EXECUTABLE
 USER = AllocFlag.USERPTR | AllocFlag.WRITABLE | _COHERENT
 
@@ -97,82 +91,3 @@ class GpuMemory:
     def region(self, address: int) -> Region | None:
         """The buffer object an address lies in."""
         return next((region for region in list(self._regions.values()) if address in region), None)
-
-
-class AmdBuffer(MemoryBuffer):
-    """A range of memory that one GPU reaches."""
-
-    device: AmdDevice
-
-    def host(self) -> memoryview:
-        """The bytes, where the host sees them; settled once the work that writes them was waited for through a queue or a
-        signal of the device. Raises Unsupported for memory of the GPU alone."""
-        self.check()
-        if self.placement is Placement.DEVICE:
-            raise Unsupported(f"{self!r} is memory that only the GPU sees", remedy="copy it to a buffer of Placement.HOST")
-        return byte_view(self.address, self.nbytes, self)
-
-    def release(self) -> None:
-        super().release()
-        self.device.ledger.remove(self.address)
-
-    def __del__(self) -> None:
-        super().__del__()
-        if not getattr(self, "freed", True):
-            self.device.ledger.remove(self.address)
-
-
-class UserMemory(Lease):
-    """Pages of the process, which belong to `owner`, mapped to the GPU at an address of its own."""
-
-    def __init__(self, gpu: Gpu, address: int, nbytes: int, owner: object) -> None:
-        self.owner: object = owner
-        start = address // PAGE * PAGE
-        end = -(-(address + nbytes) // PAGE) * PAGE
-        self._region = Region(gpu, max(end - start, PAGE), USER, host=False, pointer=start)
-        self.address = self._region.address + address - start
-
-    def end(self) -> None:
-        self._region.release()
-        self.owner = None
-
-
-class PeerMemory(Lease):
-    """Another GPU's buffer, mapped here as well: kept alive with the buffer that shows it."""
-
-    def __init__(self, buffer: MemoryBuffer) -> None:
-        self.buffer: MemoryBuffer | None = buffer
-
-    def end(self) -> None:
-        self.buffer = None
-
-
-class Ledger:
-    """What lies where: the live buffers of a device and those freed last, for the report of a fault. Its methods may be
-    called from finalizers, so they take no lock."""
-
-    def __init__(self) -> None:
-        self._live: dict[int, tuple[int, str]] = {}
-        self._freed: deque[tuple[int, tuple[int, str]]] = deque(maxlen=256)
-
-    def add(self, address: int, nbytes: int, what: str) -> None:
-        self._live[address] = nbytes, what
-
-    def remove(self, address: int) -> None:
-        entry = self._live.pop(address, None)
-        if entry is not None:
-            self._freed.appendleft((address, entry))
-
-    def nearest(self, address: int) -> str:
-        """The allocation that holds `address`, else one freed that did, else the closest: what, where, how far."""
-        live, freed = dict(self._live), list(self._freed)
-        for found, when in ((list(live.items()), ""), (freed, ", freed before")):
-            for start, (nbytes, what) in found:
-                if start <= address < start + nbytes:
-                    return f"inside {what} of {nbytes} bytes at {start:#x}, byte {address - start}{when}"
-        if not live:
-            return "no buffer is live"
-        start, (nbytes, what) = min(live.items(), key=lambda item: max(item[0] - address, address - item[0] - item[1][0]))
-        far = address - start - nbytes
-        place = f"{far + 1} bytes past the end of" if far >= 0 else f"{start - address} bytes before"
-        return f"{place} {what} of {nbytes} bytes at {start:#x}"

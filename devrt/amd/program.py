@@ -19,7 +19,7 @@ from devrt.staging import write
 
 if TYPE_CHECKING:
     from devrt.amd.device import AmdDevice
-    from devrt.amd.memory import AmdBuffer
+    from devrt.gpu.memory import GpuBuffer
 
 LDS_UNIT = 512  # bytes
 CODE_ALIGNMENT = 256  # PGM_LO/HI hold the address >> 8
@@ -88,6 +88,7 @@ class AmdProgram:
         self.descriptor = _descriptor(code, entry)
         _check(self.descriptor, device, entry)
         self.device, self.name, self.nbytes = device, entry, code.nbytes
+        self.argument_bytes = self.descriptor.kernarg_bytes
         self.closed = False
         self.lists: Any = None  # command lists that use it; told when it is closed
         self.block = device.code_memory.take(code.nbytes + CODE_ALIGNMENT)
@@ -99,7 +100,7 @@ class AmdProgram:
                                       remedy="compile it again")
             self.address = base + kernel
             write(device, device.code_buffer(self.block, base, code.nbytes), code.content(base, RELOCATIONS))
-            self.scratch: AmdBuffer | None = None
+            self.scratch: GpuBuffer | None = None
             tmpring = 0
             if self.descriptor.private_bytes:
                 self.scratch, tmpring = device.scratch(self.descriptor.private_bytes)

@@ -101,7 +101,7 @@ def test_a_page_fault_names_its_place(opened: Opened) -> None:
     commands, target = device.command_list(), device.alloc(4096, Placement.HOST)
     commands.copy(target, near, 4096)
     # A copy from where nothing is mapped, as a wrong address would make it.
-    from devrt.amd.commands import Copy
+    from devrt.gpu.commands import Copy
     commands.commands[0] = Copy(target.address, address, 4096)
     value = device.transfer.submit(commands)
     with pytest.raises(DeviceFault) as caught:

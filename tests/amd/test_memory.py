@@ -13,9 +13,9 @@ import pytest
 from amd_machines import descriptors, mappings
 
 from devrt.amd.device import AmdDevice
-from devrt.amd.driver import PAGE
-from devrt.amd.memory import FLAGS, Ledger, Region
+from devrt.amd.memory import FLAGS, Region
 from devrt.device import Buffer, Device, InvalidArgument, OutOfMemory, Placement, Unsupported
+from devrt.gpu.memory import PAGE, Ledger
 from devrt.virtual.system import VirtualSystem
 
 Opened = Callable[..., AmdDevice]

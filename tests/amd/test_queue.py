@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devrt.amd import queue as queues
-from devrt.amd import signal as signals
 from devrt.amd.commands import AmdCommandList
 from devrt.amd.device import AmdDevice
 from devrt.amd.engines import CopyEngine
 from devrt.device import DeviceHang, DeviceLost, InvalidArgument, Placement, Unsupported
+from devrt.gpu import signal as signals
 
 Opened = Callable[..., AmdDevice]
 

@@ -10,22 +10,22 @@ from devrt.device import DeviceHang, InvalidArgument
 from devrt.memory import Block, words
 
 if TYPE_CHECKING:
-    from devrt.amd.device import AmdDevice
-    from devrt.amd.queue import AmdQueue
+    from devrt.gpu.device import GpuDevice
+    from devrt.gpu.queue import GpuQueue
 
 LIMIT = 1 << 64
-SPIN_NS = 200_000  # a waiting host thread polls this long: interrupts take about 50 us and cost the CPU more
+SPIN_NS = 200_000  # a waiting host thread polls this long: what wakes it later takes longer
 FIRST_SLEEP_MS, LAST_SLEEP_MS = 1, 20  # then it sleeps in slices: an interrupt may be lost, or be another waiter's
 
 
-class AmdSignal:
+class GpuSignal:
     """A timeline. Its memory belongs to the signal and goes back to the device when the signal is dropped."""
 
-    def __init__(self, device: AmdDevice, value: int = 0) -> None:
+    def __init__(self, device: GpuDevice, value: int = 0) -> None:
         if not isinstance(value, int) or not 0 <= value < LIMIT:
             raise InvalidArgument(f"a signal starts at a value from 0 to 2^64 - 1, not {value!r}")
         self.device = device
-        self.raiser: AmdQueue | None = None  # the queue that was last asked to raise it
+        self.raiser: GpuQueue | None = None  # the queue that was last asked to raise it
         self._block: Block = device.host_memory.take(64)
         self.address = self._block.address
         self._words = words(self.address)
@@ -74,7 +74,7 @@ class AmdSignal:
         progress, started = (self.peek(), *device.progress()), time.monotonic()
         while True:
             if self.raiser is not None:
-                self.raiser.doze(slice_ms)
+                self.raiser.doze(self, value, slice_ms)
             else:  # only the host can raise it
                 with self._raised:
                     if self._words[0] < value:

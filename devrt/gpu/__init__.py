@@ -1,0 +1,1 @@
+"""What the devices of all GPU vendors share: recorded lists, timelines, queues, buffers, close and fork."""
