@@ -1,5 +1,6 @@
-# NVIDIA open-gpu-kernel-modules src/common/sdk/nvidia/inc/nvstatuscodes.h (595.45.04; older branches lack the newest codes)
-"""What RM and UVM answer in the status field of a call. ioctl(2) itself says 0 whenever the call reached the driver."""
+# NVIDIA open-gpu-kernel-modules src/common/sdk/nvidia/inc/nvstatuscodes.h (595.45.04, 610.43.03)
+"""What RM and UVM answer in the status field of a call. ioctl(2) itself says 0 whenever the call reached the
+driver. Older branches lack the newest codes."""
 
 from __future__ import annotations
 
@@ -148,7 +149,8 @@ class Status(enum.IntEnum):
     NV_ERR_BUFFER_EMPTY = 0x89
     NV_ERR_MC_FLA_OFFSET_TABLE_FULL = 0x8A
     NV_ERR_OPERATION_ABORTED = 0x8B
-    NV_ERR_DMA_XFER_FAILED = 0x8C
+    NV_ERR_DMA_XFER_FAILED = 0x8C  # 0x8B before 595
+    NV_ERR_RESOURCE_ACCOUNTING_HARD_LIMIT_EXCEEDED = 0x8D
     NV_WARN_HOT_SWITCH = 0x10001
     NV_WARN_INCORRECT_PERFMON_DATA = 0x10002
     NV_WARN_MISMATCHED_SLAVE = 0x10003
@@ -158,6 +160,7 @@ class Status(enum.IntEnum):
     NV_WARN_NULL_OBJECT = 0x10007
     NV_WARN_OUT_OF_RANGE = 0x10008
     NV_WARN_THRESHOLD_CROSSED = 0x10009
+    NV_WARN_RESOURCE_ACCOUNTING_SOFT_LIMIT_EXCEEDED = 0x1000A
 
 
 def status_name(value: int) -> str:

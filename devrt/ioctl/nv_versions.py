@@ -35,7 +35,7 @@ struct NV_VASPACE_ALLOCATION_PARAMETERS {
     uint32_t pasid;
 };
 struct RUSD_CLK_VIOLATION_STATUS { uint32_t perfPointMask; uint64_t timeNs[6]; };
-struct RUSD_CLK_THROTTLE_INFO {
+struct RUSD_CLK_THROTTLE_REASON {
     uint64_t lastModifiedTimestamp; uint32_t reasonMask; uint64_t referenceTimeNs; uint32_t supportedViolationTimeMask;
     struct RUSD_CLK_VIOLATION_STATUS violation[32], globalViolation;
 };
@@ -51,7 +51,7 @@ struct RUSD_FAN_COOLER_STATUS { uint64_t lastModifiedTimestamp; struct RUSD_FAN_
 struct NV00DE_SHARED_DATA {
     struct RUSD_BAR1_MEMORY_INFO bar1MemoryInfo; struct RUSD_PMA_MEMORY_INFO pmaMemoryInfo;
     struct RUSD_SHADOW_ERR_CONT shadowErrCont; struct RUSD_GR_INFO grInfo;
-    struct RUSD_CLK_PUBLIC_DOMAIN_INFOS clkPublicDomainInfos; struct RUSD_CLK_THROTTLE_INFO clkThrottleInfo;
+    struct RUSD_CLK_PUBLIC_DOMAIN_INFOS clkPublicDomainInfos; struct RUSD_CLK_THROTTLE_REASON clkThrottleInfo;
     struct RUSD_PERF_DEVICE_UTILIZATION perfDevUtil; struct RUSD_MEM_ECC memEcc;
     struct RUSD_PERF_CURRENT_PSTATE perfCurrentPstate; struct RUSD_POWER_LIMITS powerLimitGpu;
     struct RUSD_TEMPERATURE temperatures[5]; struct RUSD_MEM_ROW_REMAP memRowRemap;
@@ -124,7 +124,7 @@ struct RUSD_PROC_UTIL { uint64_t lastModifiedTimestamp; struct RUSD_PROC_UTIL_IN
 struct NV00DE_SHARED_DATA {
     struct RUSD_BAR1_MEMORY_INFO bar1MemoryInfo; struct RUSD_PMA_MEMORY_INFO pmaMemoryInfo;
     struct RUSD_SHADOW_ERR_CONT shadowErrCont; struct RUSD_GR_INFO grInfo;
-    struct RUSD_CLK_PUBLIC_DOMAIN_INFOS clkPublicDomainInfos; struct RUSD_CLK_THROTTLE_INFO clkThrottleInfo;
+    struct RUSD_CLK_PUBLIC_DOMAIN_INFOS clkPublicDomainInfos; struct RUSD_CLK_THROTTLE_REASON clkThrottleInfo;
     struct RUSD_PERF_DEVICE_UTILIZATION perfDevUtil; struct RUSD_MEM_ECC memEcc;
     struct RUSD_PERF_CURRENT_PSTATE perfCurrentPstate; struct RUSD_POWER_LIMITS powerLimitGpu;
     struct RUSD_TEMPERATURE temperatures[5]; struct RUSD_MEM_ROW_REMAP memRowRemap;
