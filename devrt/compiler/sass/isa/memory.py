@@ -1,0 +1,85 @@
+"""Loads and stores: global, generic, shared, local, constant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devrt.compiler.sass.instruction import File
+from devrt.compiler.sass.isa.fields import AddressSlot, Bits, CbufSlot, Group, RegSlot, Slot, bits, choice, flag
+from devrt.compiler.sass.isa.form import SINCE_80, Row, row, uniform_width
+
+SIZE = choice(73, 3, "U8", "S8", "U16", "S16", "", "64", "128")
+WORDS = {"size": {"64": 2, "128": 4}}
+EXTENDED = flag("E", 72)         # the address is 64 bits
+PREFETCH = choice(68, 2, "", "LTC64B", "LTC128B")
+EVICT = choice(84, 3, "EF", "", "EL", "LU", "EU", "NA")
+# How strong a load or store is, and for whom. sm_75 always says for whom; from sm_80 on only STRONG and MMIO (volatile) do.
+SCOPES = ("CTA", "SM", "GPU", "SYS")
+WEAK_75 = (*SCOPES, *(f"STRONG.{s}" for s in SCOPES), *(f"MMIO.{s}" for s in SCOPES))
+LOADS_75 = choice(77, 4, *(f"CONSTANT.{s}" for s in SCOPES), *WEAK_75)
+STORES_75 = choice(77, 4, None, None, None, None, *WEAK_75)
+STRONG = ("STRONG.SM", None, "STRONG.GPU", "MMIO.GPU", None, "STRONG.SYS", None, "MMIO.SYS")
+LOADS = choice(77, 4, "", None, None, None, "CONSTANT", *STRONG)
+STORES = choice(77, 4, "", None, None, None, None, *STRONG)
+NONE = {81: 7}                   # no predicate is written
+
+BASE = RegSlot(file=File.R, lo=24)
+OFFSET = Bits(((40, 24),))
+PLAIN = AddressSlot(base=BASE, offset=OFFSET, wide="E")
+
+
+def _uniform(lo: int) -> Callable[[int], Slot]:
+    """[R + UR + offset], 64 bits where bit 90 is set; without a base [UR + offset] is printed, with RZ in its place."""
+    return lambda sm: AddressSlot(base=BASE, offset=OFFSET, uniform=uniform_slot(lo, sm), wide=90)
+
+
+def _described(lo: int) -> Callable[[int], Slot]:
+    """desc[UR][R + offset]."""
+    return lambda sm: AddressSlot(base=BASE, offset=OFFSET, descriptor=uniform_slot(lo, sm, words=2), wide=True)
+
+
+def _scaled(lo: int, scaled: bool) -> Callable[[int], Slot]:
+    """[R.X4 + UR + offset] of shared memory."""
+    return lambda sm: AddressSlot(base=BASE, offset=OFFSET, uniform=uniform_slot(lo, sm) if lo else None,
+                                  scale=bits(78, 2) if scaled else None)
+
+
+def uniform_slot(lo: int, sm: int, words: int = 1) -> RegSlot:
+    return RegSlot(file=File.UR, lo=lo, width=uniform_width(sm), words=words)
+
+
+def _global(sms: tuple[int, ...], loads: Group, stores: Group) -> tuple[Row, ...]:
+    load, store = (EVICT, PREFETCH, SIZE, loads), (EVICT, SIZE, stores)
+    rows = (
+        row("LDG", 0x381, "Rd*size", "at", EXTENDED, *load, sms=sms, fixed=NONE, where={"at": PLAIN}, words=WORDS),
+        row("LDG.E", 0x981, "Rd*size", "at", *load, sms=sms, fixed={72: 1, 91: 1, **NONE}, where={"at": _uniform(32)},
+            words=WORDS),
+        row("STG", 0x386, "", "at Rb*size", EXTENDED, *store, sms=sms, where={"at": PLAIN}, words=WORDS),
+        row("STG.E", 0x986, "", "at Rb*size", *store, sms=sms, fixed={72: 1, 91: 1}, where={"at": _uniform(64)}, words=WORDS),
+    )
+    if 75 in sms:
+        return rows
+    described = {72: 1, 76: 1, 90: 1, 91: 1}
+    return (
+        *rows,
+        row("LDG.E", 0x981, "Rd*size", "at", *load, sms=sms, fixed={**described, **NONE}, where={"at": _described(32)},
+            words=WORDS),
+        row("STG.E", 0x986, "", "at Rb*size", *store, sms=sms, fixed=described, where={"at": _described(64)}, words=WORDS),
+    )
+
+
+ROWS = (
+    *_global((75,), LOADS_75, STORES_75),
+    *_global(SINCE_80, LOADS, STORES),
+    row("LDS", 0x984, "Rd*size", "at", SIZE, where={"at": _scaled(0, True)}, words=WORDS),
+    row("LDS", 0x984, "Rd*size", "at", SIZE, fixed={91: 1}, where={"at": _scaled(32, True)}, words=WORDS),
+    row("STS", 0x388, "", "at Rb*size", SIZE, where={"at": _scaled(0, True)}, words=WORDS),
+    row("STS", 0x988, "", "at Rb*size", SIZE, fixed={91: 1}, where={"at": _scaled(64, True)}, words=WORDS),
+    row("LDL", 0x983, "Rd*size", "at", EVICT, SIZE, where={"at": _scaled(0, False)}, words=WORDS),
+    row("LDL", 0x983, "Rd*size", "at", EVICT, SIZE, fixed={91: 1}, where={"at": _scaled(32, False)}, words=WORDS),
+    row("STL", 0x387, "", "at Rb*size", EVICT, SIZE, where={"at": _scaled(0, False)}, words=WORDS),
+    row("STL", 0x987, "", "at Rb*size", EVICT, SIZE, fixed={91: 1}, where={"at": _scaled(64, False)}, words=WORDS),
+    row("LDC", 0xB82, "Rd*size", "constant", choice(73, 3, "U8", "S8", "U16", "S16", "", "64"),
+        choice(78, 2, "", "IL", "IS", "ISL"),
+        where={"constant": CbufSlot(index=BASE, offset=bits(38, 16), unit=1)}, words=WORDS),
+)
