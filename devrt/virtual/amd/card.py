@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import errno
-import itertools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from devrt.ioctl.system import MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, System, punch_hole, view
+from devrt.ioctl.system import System, punch_hole
 from devrt.virtual.amd.machine import GpuModel, GpuNode, Notify
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults
-from devrt.virtual.memory import AddressSpace, PageFile, pages
+from devrt.virtual.memory import AddressSpace, pages
+from devrt.virtual.pool import Pool, Store
 
-APART = 4 << 30  # bytes
 QueueKind = Literal["pm4", "aql", "sdma"]
 
 
@@ -49,74 +47,17 @@ def native_engine(model: GpuModel, system: System, faults: Faults) -> Engine:
     return engine
 
 
-class Pool:
-    """A file of pages that lies in this process as a whole."""
-
-    def __init__(self, host: System, name: str, nbytes: int) -> None:
-        self.file, self._host = PageFile(name, nbytes), host
-        # Nothing is taken before it is touched: the size costs addresses only.
-        self.base = host.mmap(self.file.fd, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE)
-        self.apart: dict[int, int] = {}  # offset -> address: pages beyond `nbytes`, mapped one by one
-
-    def take_apart(self, nbytes: int) -> Store:
-        """Fresh zero pages at a multiple of APART in the file: for a program that maps the file itself, and takes the low half
-        of what it is told for a place inside its mapping (libhsakmt before 6). Raises OSError: ENOMEM."""
-        offset = next(n for n in itertools.count(APART, APART) if n not in self.apart)
-        os.ftruncate(self.file.fd, max(os.fstat(self.file.fd).st_size, offset + nbytes))
-        self.apart[offset] = self._host.mmap(self.file.fd, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, offset)
-        return Store(self, offset, nbytes)
-
-    def give(self, offset: int, nbytes: int) -> None:
-        """Take back what a Store held."""
-        address = self.apart.pop(offset, 0)
-        if not address:
-            self.file.give(offset, nbytes)
-            return
-        self._host.munmap(address, nbytes)
-        punch_hole(self.file.fd, offset, nbytes)
-
-    def close(self) -> None:
-        self._host.munmap(self.base, self.file.nbytes)
-        self.file.close()
-
-
 @dataclass(eq=False)
-class Store:
-    """Pages of a pool under however many handles; the last `drop` gives them back."""
+class CardStore(Store):
+    """Pages of a card, which it counts."""
 
-    pool: Pool
-    offset: int
-    nbytes: int
     card: Card | None = None
     vram: bool = False
-    references: int = 1
 
-    @property
-    def host(self) -> int:
-        return self.pool.apart.get(self.offset) or self.pool.base + self.offset
-
-    def bytes(self) -> memoryview:
-        return view(self.host, self.nbytes)
-
-    def hold(self) -> Store:
-        self.references += 1
-        return self
-
-    def drop(self) -> None:
-        self.references -= 1
-        if not self.references:
-            self.pool.give(self.offset, self.nbytes)
-            if self.card is not None:
-                self.card.account(self.vram, -self.nbytes)
-                del self.card.live[self.offset]
-
-
-def take(pool: Pool, nbytes: int, alignment: int = 4096) -> Store:
-    """Fresh zero pages of a pool that nobody accounts for. Raises OSError: ENOMEM."""
-    try:
-        return Store(pool, pool.file.take(nbytes, alignment), pages(nbytes))
-    except MemoryError:
-        fail(errno.ENOMEM)
+    def released(self) -> None:
+        if self.card is not None:
+            self.card.account(self.vram, -self.nbytes)
+            del self.card.live[self.offset]
 
 
 class Card:
@@ -126,7 +67,7 @@ class Card:
         self.node, self._host, self._faults, self._make_engine = node, host, faults, make_engine
         # Twice what may be allocated, so that holes between allocations never are what it fails for.
         self.pool = Pool(host, f"renderD{node.render_minor}", 2 * (node.vram_usable + node.gtt_usable))
-        self.live: dict[int, Store] = {}  # by the offset they are mapped by
+        self.live: dict[int, CardStore] = {}  # by the offset they are mapped by
         self.vram_used = self.gtt_used = 0
         self.vram_lost = 0          # how often a reset lost what was in VRAM
         self.last_fault = (0, 0)    # address and status of the last page fault
@@ -144,14 +85,17 @@ class Card:
             self._engine = self._make_engine(self.model, self._host, self._faults)
         return self._engine
 
-    def allocate(self, nbytes: int, vram: bool) -> Store:
+    def allocate(self, nbytes: int, vram: bool) -> CardStore:
         """Pages of VRAM, or of system memory for this card. Raises OSError: ENOMEM."""
         size = pages(nbytes)
         used, most = (self.vram_used, self.node.vram_usable) if vram else (self.gtt_used, self.node.gtt_usable)
         if used + size > most:
             fail(errno.ENOMEM)
-        store = take(self.pool, size, 2 << 20 if size >= 2 << 20 else 4096)
-        store.card, store.vram = self, vram
+        try:
+            offset = self.pool.file.take(size, 2 << 20 if size >= 2 << 20 else 4096)
+        except MemoryError:
+            fail(errno.ENOMEM)
+        store = CardStore(self.pool, offset, size, card=self, vram=vram)
         self.account(vram, size)
         self.live[store.offset] = store
         return store

@@ -7,9 +7,6 @@ It answers as Linux 6.17 does (interface 1.18). Where it is simpler: a process c
 from __future__ import annotations
 
 import errno
-import gc
-import re
-import threading
 import time
 from collections import deque
 from typing import Any
@@ -30,7 +27,7 @@ from devrt.ioctl.kfd import (
 from devrt.ioctl.system import PROT_NONE, Argument, LogLine, System
 from devrt.virtual.amd import calls, device_calls, drm, event_calls, memory_calls, queue_calls, svm, sysfs
 from devrt.virtual.amd.calls import BLOCKING, HANDLERS, Call
-from devrt.virtual.amd.card import Card, EngineFactory, Pool, native_engine, take
+from devrt.virtual.amd.card import Card, EngineFactory, native_engine
 from devrt.virtual.amd.events import PAGE_BYTES
 from devrt.virtual.amd.files import DmaBuf, DrmFile, KfdFile
 from devrt.virtual.amd.machine import DOORBELL_BYTES, KFD_VERSION, Machine
@@ -39,6 +36,7 @@ from devrt.virtual.client import Client, Place
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults
 from devrt.virtual.memory import PAGE
+from devrt.virtual.pool import KernelLock, Pool, host_memory, take
 from devrt.virtual.tree import Tree
 
 # The modules whose import registers the handlers.
@@ -47,29 +45,6 @@ HANDLER_MODULES = (calls, device_calls, drm, event_calls, memory_calls, queue_ca
 _KFD_POOL = 64 << 20  # bytes of doorbells and event pages of all processes
 _LOG_LINES = 1000
 _TO_USER = 2  # bit of an ioctl's direction
-
-
-class KernelLock:
-    """Held while the driver works. The garbage collector pauses meanwhile: a finalizer that frees a buffer would be a call into
-    the driver in the midst of another of the same thread, which no kernel knows."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._depth = 0
-        self._collects = False
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._depth += 1
-        if self._depth == 1:
-            self._collects = gc.isenabled()
-            gc.disable()
-
-    def __exit__(self, *exception: object) -> None:
-        self._depth -= 1
-        if not self._depth and self._collects:
-            gc.enable()
-        self._lock.release()
 
 
 class AmdDriver:
@@ -83,7 +58,7 @@ class AmdDriver:
         self.cards = [Card(gpu, host, faults, make_engine) for gpu in machine.gpus]
         self.processes: dict[int, Process] = {}
         self.owned: tuple[str, ...] = sysfs.OWNED
-        self.tree: Tree = sysfs.build(machine, host_processors=len(host.host().affinity), host_memory=_host_memory(host),
+        self.tree: Tree = sysfs.build(machine, host_processors=len(host.host().affinity), host_memory=host_memory(host),
                                       live=self)
         self._log: deque[LogLine] = deque(maxlen=_LOG_LINES)
 
@@ -271,10 +246,3 @@ class AmdDriver:
     def _tell(process: Process, card: Card, event: SmiEvent) -> None:
         for client in process.smi:
             client.tell(card, event, f"{card.vram_lost:x}")
-
-
-
-def _host_memory(host: System) -> int:
-    """Bytes of memory of the host."""
-    match = re.search(r"^MemTotal:\s+(\d+) kB", host.read_text("/proc/meminfo"), re.MULTILINE)
-    return int(match[1]) << 10 if match else 16 << 30

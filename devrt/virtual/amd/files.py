@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from devrt.ioctl.system import System
-from devrt.virtual.amd.card import Card, Store
+from devrt.virtual.amd.card import Card, CardStore
 from devrt.virtual.amd.process import Process
 from devrt.virtual.amd.vm import Vm
 from devrt.virtual.client import Client
+from devrt.virtual.pool import Store
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ class KfdFile:
 class Gem:
     """A buffer of the render node. `domains` and `flags` as it was created."""
 
-    store: Store
+    store: CardStore
     nbytes: int
     domains: int
     flags: int
@@ -58,7 +59,7 @@ class DrmFile:
 class DmaBuf:
     """Pages that are passed on as a descriptor. `flags` are of KFD's alloc flags."""
 
-    store: Store
+    store: CardStore
     card: Card
     nbytes: int
     flags: int

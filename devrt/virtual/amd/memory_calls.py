@@ -7,12 +7,13 @@ import os
 
 from devrt.ioctl.kfd import AllocFlag, MmapType, mmap_offset
 from devrt.virtual.amd.calls import Call, handles
-from devrt.virtual.amd.card import Card, Store
+from devrt.virtual.amd.card import Card, CardStore
 from devrt.virtual.amd.files import DmaBuf, DrmFile
 from devrt.virtual.amd.machine import DOORBELL_BYTES
 from devrt.virtual.amd.process import Bo, ProcessDevice
 from devrt.virtual.errors import fail
 from devrt.virtual.memory import PAGE, Access, pages
+from devrt.virtual.pool import Store
 
 _LOCAL = AllocFlag.DOORBELL | AllocFlag.MMIO_REMAP  # pages of the GPU itself, as VRAM is
 _DOMAINS = AllocFlag.VRAM | AllocFlag.GTT | AllocFlag.USERPTR | _LOCAL
@@ -59,10 +60,10 @@ def _pages(call: Call, device: ProcessDevice, flags: AllocFlag) -> tuple[Store |
             fail(errno.EFAULT)
         return None, address, address
     if flags & AllocFlag.DOORBELL:
-        store = process.doorbells(device).hold()
-        return store, store.host, mmap_offset(MmapType.DOORBELL, args.gpu_id)
-    store = call.driver.registers.hold()
-    return store, store.host, mmap_offset(MmapType.MMIO, args.gpu_id)
+        page = process.doorbells(device).hold()
+        return page, page.host, mmap_offset(MmapType.DOORBELL, args.gpu_id)
+    page = call.driver.registers.hold()
+    return page, page.host, mmap_offset(MmapType.MMIO, args.gpu_id)
 
 
 @handles("AMDKFD_IOC_FREE_MEMORY_OF_GPU")
@@ -149,7 +150,7 @@ def unmap_memory_from_gpu(call: Call) -> None:
 # Buffers as descriptors
 
 
-def export(call: Call, store: Store, card: Card, nbytes: int, flags: int) -> int:
+def export(call: Call, store: CardStore, card: Card, nbytes: int, flags: int) -> int:
     """A descriptor of pages in the process."""
     buffer = DmaBuf(store.hold(), card, nbytes, flags)
     return call.client.files.install(os.dup(store.pool.file.fd), buffer)
@@ -159,7 +160,7 @@ def export(call: Call, store: Store, card: Card, nbytes: int, flags: int) -> int
 def export_dmabuf(call: Call) -> None:
     call.process.bound(call.args.handle >> 32, errno.EINVAL)
     bo = call.process.bo(call.args.handle, errno.EINVAL)
-    if bo.store is None or bo.flags & _LOCAL:
+    if not isinstance(bo.store, CardStore) or bo.flags & _LOCAL:
         fail(errno.EINVAL)
     call.args.dmabuf_fd = export(call, bo.store, bo.card, bo.nbytes, bo.flags)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from devrt.ioctl.kfd import EventType, QueueType, SmiEvent
-from devrt.virtual.amd.card import Card, EngineQueue, Pool, Store, take
+from devrt.virtual.amd.card import Card, EngineQueue
 from devrt.virtual.amd.events import Events
 from devrt.virtual.amd.machine import DOORBELL_BYTES
 from devrt.virtual.amd.smi import SmiClient
@@ -16,6 +16,7 @@ from devrt.virtual.amd.vm import Mapping, Vm
 from devrt.virtual.client import Client
 from devrt.virtual.errors import fail
 from devrt.virtual.memory import PAGE, MemoryFault, PageFile
+from devrt.virtual.pool import Pool, Store, take
 
 _VMID = 8  # the first that KFD has (kfd_device.c)
 
