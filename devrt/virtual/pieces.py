@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import ctypes
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -126,3 +127,21 @@ def overlap(a: Sequence[Piece], b: Sequence[Piece]) -> int | None:
             first = min(max(start, p.host) for start, end in ordered[:n] if end > p.host)
             return p.va + first - p.host
     return None
+
+
+def move(read: Sequence[Piece], written: Sequence[Piece]) -> None:
+    """Copy pieces of the same total length."""
+    sources, targets = iter(read), iter(written)
+    from_host = from_left = to_host = to_left = 0
+    while True:
+        if not from_left:
+            piece = next(sources, None)
+            if piece is None:
+                return
+            from_host, from_left = piece.host, piece.nbytes
+        if not to_left:
+            piece = next(targets)
+            to_host, to_left = piece.host, piece.nbytes
+        size = min(from_left, to_left)
+        ctypes.memmove(to_host, from_host, size)
+        from_host, from_left, to_host, to_left = from_host + size, from_left - size, to_host + size, to_left - size

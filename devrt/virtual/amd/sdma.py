@@ -3,7 +3,6 @@ compute units; addresses, limits and boundaries are those of devrt.amd.sdma."""
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +12,7 @@ from devrt.amd import sdma
 from devrt.amd.packets import BadPacket, Packet
 from devrt.ioctl.system import view
 from devrt.virtual.amd.engine import COMPARE, BadCommand, Port, Step, atomic_packet
-from devrt.virtual.pieces import Piece, foreign, mapped, pieces
+from devrt.virtual.pieces import foreign, mapped, move, pieces
 
 _CHUNK = 64 << 20  # bytes of a copy after which other queues have their turn
 _IB_DWORDS = 8  # an INDIRECT packet and the buffer it names end on a multiple of this (Linux sdma_v*.c, emit_ib)
@@ -95,7 +94,7 @@ class Sdma:
             if foreign(read) or foreign(written):
                 port.space.write(dst + done, port.space.read(src + done, size))
             else:
-                _move(read, written)
+                move(read, written)
             port.ledger.memory_write(port.who, written)
             if done + size < nbytes:
                 yield Step.DONE
@@ -163,21 +162,3 @@ class Sdma:
             ledger.writeback(found)
         l1 = control >> 7 & 1 and control >> 8 & 1 and (control >> 9 & 1 or self.gfx == 12)
         ledger.acquire(bool(l1), bool(control >> 14 & 1), found)
-
-
-def _move(read: Sequence[Piece], written: Sequence[Piece]) -> None:
-    """Copy pieces of the same total length."""
-    sources, targets = iter(read), iter(written)
-    from_host = from_left = to_host = to_left = 0
-    while True:
-        if not from_left:
-            piece = next(sources, None)
-            if piece is None:
-                return
-            from_host, from_left = piece.host, piece.nbytes
-        if not to_left:
-            piece = next(targets)
-            to_host, to_left = piece.host, piece.nbytes
-        size = min(from_left, to_left)
-        ctypes.memmove(to_host, from_host, size)
-        from_host, from_left, to_host, to_left = from_host + size, from_left - size, to_host + size, to_left - size

@@ -126,9 +126,10 @@ def copy_error(channel: Channel, class_id: int, offset: int, data: int, why: str
                                             f"Data {data:08x} [{why}]")
 
 
-def exception(channel: Channel, why: str) -> ChannelError:
-    """An exception of the compute engine as a whole: a launch that it refuses, a race."""
-    return ChannelError(Xid.GR_EXCEPTION, f"Graphics Exception: ChID {channel.id:04x} [{why}]")
+def launch_error(channel: Channel, class_id: int, offset: int, data: int, why: str) -> ChannelError:
+    """A launch that the compute engine refuses, or that races with another."""
+    return ChannelError(Xid.GR_EXCEPTION, f"Graphics Exception: ChID {channel.id:04x}, Class {class_id:08x}, "
+                                          f"Offset {offset:08x}, Data {data:08x} [{why}]")
 
 
 def warp_error(channel: Channel, fault: WarpFault) -> tuple[ChannelError, SmError]:
