@@ -4,7 +4,9 @@
     inject("virtual:amd/gfx1100", "hang")                   the next submission hangs
 
 A spec is KIND or KIND@N: the Nth time the driver or an engine comes to where that could happen (1 where N is left out), once.
-`errno=NAME:IOCTL@N` fails the Nth call of an ioctl: `errno=ENOMEM:ALLOC_MEMORY_OF_GPU@2`. `link-down` is a state, not an event.
+`errno=NAME:IOCTL@N` fails the Nth call of an ioctl: `errno=ENOMEM:ALLOC_MEMORY_OF_GPU@2`. `status=NAME:CALL@N` does so by a status
+of NVIDIA's driver, which answers in the call's struct: `status=NO_MEMORY:RM_ALLOC@2`, `status=GPU_IS_LOST:GPU_GET_GID_INFO`.
+States last: `link-down`, `exclusive`. `driver=VERSION` says which driver of NVIDIA's the machine runs.
 """
 
 from __future__ import annotations
@@ -27,14 +29,19 @@ KINDS = {
     "ecc": "a dispatch or a copy: it reads poison, an uncorrectable memory error",
     "corrupt-copy": "a copy by a copy engine: one bit of what it wrote is wrong",
     "reset": "the start of work in a queue: the GPU resets instead and loses its memory",
+    "lost": "a call of NVIDIA's driver that concerns a GPU: the GPU has fallen off the bus",
     "link-down": "state: GPUs don't reach each other's memory",
+    "exclusive": "state: NVIDIA GPUs are in exclusive mode, and another process has them",
 }
-SIZES = ("vram", "gtt")  # options with a number of bytes, K, M or G
+SIZES = ("vram", "gtt", "bar1")  # options with a number of bytes, K, M or G
 
 _SPEC = re.compile(r"(?P<kind>[a-z-]+)(?:@(?P<at>[1-9]\d{0,8}))?")
 _ERRNO = re.compile(r"errno=(?P<name>E[A-Z0-9]+):(?P<ioctl>[A-Za-z0-9_]+)(?:@(?P<at>[1-9]\d{0,8}))?")
+_STATUS = re.compile(r"status=(?P<name>[A-Z][A-Z0-9_]+):(?P<ioctl>[A-Za-z0-9_]+)(?:@(?P<at>[1-9]\d{0,8}))?")
+_DRIVER = re.compile(r"driver=(?P<version>\d{1,4}(?:\.\d{1,4}){1,2})")
 _SIZE = re.compile(r"(?P<name>[a-z]+)=(?P<number>[1-9]\d{0,14})(?P<unit>[KMG]?)")
-_REMEDY = f"faults: {', '.join(KINDS)}, each with @N; errno=NAME:IOCTL@N, seed=N, {', '.join(f'{s}=BYTES' for s in SIZES)}"
+_REMEDY = (f"faults: {', '.join(KINDS)}, each with @N; errno=NAME:IOCTL@N, status=NAME:CALL@N, seed=N, driver=VERSION, "
+           f"{', '.join(f'{s}=BYTES' for s in SIZES)}")
 
 
 class Faults:
@@ -45,14 +52,18 @@ class Faults:
         self.taken: list[str] = []         # what has happened, in order
         self._lock = threading.RLock()  # a finalizer may make a call in the midst of one
         self._seen: Counter[str] = Counter()
-        self._planned: dict[str, dict[int, int]] = {}  # occasion -> its count -> errno (0: no ioctl's)
+        self._planned: dict[str, dict[int, int]] = {}  # occasion -> its count -> errno or status (0: no ioctl's)
 
     def inject(self, spec: str) -> None:
         """Plan a fault, counted from now. Raises InvalidArgument for a spec that is none."""
         call = _ERRNO.fullmatch(spec)
         plain = _SPEC.fullmatch(spec)
         number = _errno(call["name"]) if call else 0
-        if call and number:
+        answer = _STATUS.fullmatch(spec)
+        status = _status(answer["name"]) if answer else 0
+        if answer and status:
+            self._plan(f"status {_short(answer['ioctl'])}", int(answer["at"] or 1), status)
+        elif call and number:
             self._plan(f"ioctl {_short(call['ioctl'])}", int(call["at"] or 1), number)
         elif plain and plain["kind"] in KINDS:
             self._plan(plain["kind"], int(plain["at"] or 1), 0)
@@ -67,10 +78,97 @@ class Faults:
         """The errno this call of an ioctl must fail with, 0 for none. Names as in the headers, with or without prefix."""
         return self._take(f"ioctl {_short(ioctl)}") or 0
 
+    def status(self, call: str) -> int:
+        """The status of NVIDIA's driver that this call must fail with, 0 for none. Names as `errno` takes them."""
+        return self._take(f"status {_short(call)}") or 0
+
+    def stands(self, state: str) -> bool:
+        """Whether a state lasts."""
+        with self._lock:
+            return state in self._planned
+
     @property
     def link_down(self) -> bool:
+        return self.stands("link-down")
+
+    def mend(self, kind: str) -> None:
+        """Take back what was planned and has not happened yet."""
         with self._lock:
-            return "link-down" in self._planned
+            self._planned.pop(kind, None)
+
+    def _plan(self, occasion: str, at: int, number: int) -> None:
+        with self._lock:
+            self._planned.setdefault(occasion, {})[self._seen[occasion] + at] = number
+
+    def _take(self, occasion: str) -> int | None:
+        if not self._planned:  # nothing planned, nothing to count: what is injected later counts from then
+            return None
+        with self._lock:
+            self._seen[occasion] += 1
+            number = self._planned.get(occasion, {}).pop(self._seen[occasion], None)
+            if number is not None:
+                self.taken.append(occasion)
+                if not self._planned[occasion]:
+                    del self._planned[occasion]
+            return number
+
+
+def parse_query(query: str) -> tuple[Faults, dict[str, int]]:
+    """The faults in the query of a URI, and its sizes in bytes by name. Raises InvalidArgument."""
+    words = [word for word in query.split("&") if word]
+    seeds = [word for word in words if re.fullmatch(r"seed=\d{1,18}", word)]
+    faults, sizes = Faults(int(seeds[-1][5:]) if seeds else 0), {}
+    for word in words:
+        size = _SIZE.fullmatch(word)
+        if size and size["name"] in SIZES:
+            sizes[size["name"]] = int(size["number"]) << {"": 0, "K": 10, "M": 20, "G": 30}[size["unit"]]
+        elif word not in seeds and not _DRIVER.fullmatch(word):
+            faults.inject(word)
+    return faults, sizes
+
+
+def driver_version(query: str) -> str:
+    """The version that `driver=` names in the query of a URI, "" where none does."""
+    found = [match["version"] for word in query.split("&") if (match := _DRIVER.fullmatch(word))]
+    return found[-1] if found else ""
+
+
+def inject(self, spec: str) -> None:
+        """Plan a fault, counted from now. Raises InvalidArgument for a spec that is none."""
+        call = _ERRNO.fullmatch(spec)
+        plain = _SPEC.fullmatch(spec)
+        number = _errno(call["name"]) if call else 0
+        answer = _STATUS.fullmatch(spec)
+        status = _status(answer["name"]) if answer else 0
+        if answer and status:
+            self._plan(f"status {_short(answer['ioctl'])}", int(answer["at"] or 1), status)
+        elif call and number:
+            self._plan(f"ioctl {_short(call['ioctl'])}", int(call["at"] or 1), number)
+        elif plain and plain["kind"] in KINDS:
+            self._plan(plain["kind"], int(plain["at"] or 1), 0)
+        else:
+            raise InvalidArgument(f"{spec!r} is no fault", remedy=_REMEDY)
+
+    def take(self, kind: str) -> bool:
+        """Whether the fault happens on this occasion. Asking counts."""
+        return self._take(kind) is not None
+
+    def errno(self, ioctl: str) -> int:
+        """The errno this call of an ioctl must fail with, 0 for none. Names as in the headers, with or without prefix."""
+        return self._take(f"ioctl {_short(ioctl)}") or 0
+
+    def status(self, call: str) -> int:
+        """The status of NVIDIA's driver that this call must fail with, 0 for none. Names as `errno` takes them."""
+        return self._take(f"status {_short(call)}") or 0
+
+    def stands(self, state: str) -> bool:
+        """Whether a state lasts."""
+        with self._lock:
+            return state in self._planned
+
+    @property
+    def link_down(self) -> bool:
+        return self.stands("link-down")
 
     def mend(self, kind: str) -> None:
         """Take back what was planned and has not happened yet."""
@@ -120,8 +218,14 @@ def inject(target: Any, spec: str) -> None:
 
 
 def _short(ioctl: str) -> str:
-    return re.sub(r"^(AMDKFD_IOC_|DRM_IOCTL_AMDGPU_|DRM_IOCTL_)", "", ioctl.upper())
+    return re.sub(r"^(AMDKFD_IOC_|DRM_IOCTL_AMDGPU_|DRM_IOCTL_|NV_ESC_|UVM_|NV[0-9A-F]{4}_CTRL_CMD_)", "", ioctl.upper())
 
 
 def _errno(name: str) -> int:
     return ENOTSUPP if name == "ENOTSUPP" else int(getattr(errno, name, 0))
+
+
+def _status(name: str) -> int:
+    from devrt.ioctl.nv_status import Status
+    found = Status.__members__.get(f"NV_ERR_{name}") or Status.__members__.get(name)
+    return int(found) if found is not None else 0
