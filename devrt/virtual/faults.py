@@ -4,8 +4,8 @@
     inject("virtual:amd/gfx1100", "hang")                   the next submission hangs
 
 A spec is KIND or KIND@N: the Nth time the driver or an engine comes to where that could happen (1 where N is left out), once.
-`errno=NAME:IOCTL@N` fails the Nth call of an ioctl: `errno=ENOMEM:ALLOC_MEMORY_OF_GPU@2`. `status=NAME:CALL@N` does so by a status
-of NVIDIA's driver, which answers in the call's struct: `status=NO_MEMORY:RM_ALLOC@2`, `status=GPU_IS_LOST:GPU_GET_GID_INFO`.
+`errno=NAME:IOCTL@N` fails the Nth call of an ioctl: `errno=ENOMEM:ALLOC_MEMORY_OF_GPU@2`. `status=NAME:CALL@N` does so by a
+status of NVIDIA's driver, which answers in the call's struct: `status=NO_MEMORY:RM_ALLOC@2`, `status=TIMEOUT:GPU_GET_GID_INFO`.
 States last: `link-down`, `exclusive`. `driver=VERSION` says which driver of NVIDIA's the machine runs.
 """
 
@@ -131,79 +131,6 @@ def driver_version(query: str) -> str:
     """The version that `driver=` names in the query of a URI, "" where none does."""
     found = [match["version"] for word in query.split("&") if (match := _DRIVER.fullmatch(word))]
     return found[-1] if found else ""
-
-
-def inject(self, spec: str) -> None:
-        """Plan a fault, counted from now. Raises InvalidArgument for a spec that is none."""
-        call = _ERRNO.fullmatch(spec)
-        plain = _SPEC.fullmatch(spec)
-        number = _errno(call["name"]) if call else 0
-        answer = _STATUS.fullmatch(spec)
-        status = _status(answer["name"]) if answer else 0
-        if answer and status:
-            self._plan(f"status {_short(answer['ioctl'])}", int(answer["at"] or 1), status)
-        elif call and number:
-            self._plan(f"ioctl {_short(call['ioctl'])}", int(call["at"] or 1), number)
-        elif plain and plain["kind"] in KINDS:
-            self._plan(plain["kind"], int(plain["at"] or 1), 0)
-        else:
-            raise InvalidArgument(f"{spec!r} is no fault", remedy=_REMEDY)
-
-    def take(self, kind: str) -> bool:
-        """Whether the fault happens on this occasion. Asking counts."""
-        return self._take(kind) is not None
-
-    def errno(self, ioctl: str) -> int:
-        """The errno this call of an ioctl must fail with, 0 for none. Names as in the headers, with or without prefix."""
-        return self._take(f"ioctl {_short(ioctl)}") or 0
-
-    def status(self, call: str) -> int:
-        """The status of NVIDIA's driver that this call must fail with, 0 for none. Names as `errno` takes them."""
-        return self._take(f"status {_short(call)}") or 0
-
-    def stands(self, state: str) -> bool:
-        """Whether a state lasts."""
-        with self._lock:
-            return state in self._planned
-
-    @property
-    def link_down(self) -> bool:
-        return self.stands("link-down")
-
-    def mend(self, kind: str) -> None:
-        """Take back what was planned and has not happened yet."""
-        with self._lock:
-            self._planned.pop(kind, None)
-
-    def _plan(self, occasion: str, at: int, number: int) -> None:
-        with self._lock:
-            self._planned.setdefault(occasion, {})[self._seen[occasion] + at] = number
-
-    def _take(self, occasion: str) -> int | None:
-        if not self._planned:  # nothing planned, nothing to count: what is injected later counts from then
-            return None
-        with self._lock:
-            self._seen[occasion] += 1
-            number = self._planned.get(occasion, {}).pop(self._seen[occasion], None)
-            if number is not None:
-                self.taken.append(occasion)
-                if not self._planned[occasion]:
-                    del self._planned[occasion]
-            return number
-
-
-def parse_query(query: str) -> tuple[Faults, dict[str, int]]:
-    """The faults in the query of a URI, and its sizes in bytes by name. Raises InvalidArgument."""
-    words = [word for word in query.split("&") if word]
-    seeds = [word for word in words if re.fullmatch(r"seed=\d{1,18}", word)]
-    faults, sizes = Faults(int(seeds[-1][5:]) if seeds else 0), {}
-    for word in words:
-        size = _SIZE.fullmatch(word)
-        if size and size["name"] in SIZES:
-            sizes[size["name"]] = int(size["number"]) << {"": 0, "K": 10, "M": 20, "G": 30}[size["unit"]]
-        elif word not in seeds:
-            faults.inject(word)
-    return faults, sizes
 
 
 def inject(target: Any, spec: str) -> None:
