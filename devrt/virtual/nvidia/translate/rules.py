@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from devrt.virtual.nvidia.translate import integer
+from devrt.virtual.nvidia.translate import convert, doubles, floats, half, integer, matrix, special
 from devrt.virtual.nvidia.translate.writer import Rule
 
-RULES: dict[str, Rule] = integer.RULES
+RULES: dict[str, Rule] = {**integer.RULES, **floats.RULES, **doubles.RULES, **half.RULES, **convert.RULES, **special.RULES,
+                          **matrix.RULES}
