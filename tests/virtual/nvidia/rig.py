@@ -98,11 +98,12 @@ class Rig:
         at = at or self.memory()
         smallest = min(kib for kib in LIMITS[self.sm].carve_outs if kib << 10 >= fields.get("shared_memory_size", 0)) // 4 + 1
         largest = LIMITS[self.sm].carve_outs[-1] // 4 + 1
-        values = {"program_address": entry, "grid_width": 1, "grid_height": 1, "grid_depth": 1, "cta_thread_dimension0": 32,
-                      "cta_thread_dimension1": 1, "cta_thread_dimension2": 1, "register_count": 32, "barrier_count": 1,
-                      "sass_version": LIMITS[self.sm].sass_version, "min_sm_config_shared_mem_size": smallest,
-                      "target_sm_config_shared_mem_size": smallest, "max_sm_config_shared_mem_size": largest, "api_visible_call_limit": 1,
-                      "cwd_membar_type": 1}
+        values = {
+            "program_address": entry, "grid_width": 1, "grid_height": 1, "grid_depth": 1, "cta_thread_dimension0": 32,
+            "cta_thread_dimension1": 1, "cta_thread_dimension2": 1, "register_count": 32, "barrier_count": 1,
+            "sass_version": LIMITS[self.sm].sass_version, "min_sm_config_shared_mem_size": smallest,
+            "target_sm_config_shared_mem_size": smallest, "max_sm_config_shared_mem_size": largest, "api_visible_call_limit": 1,
+            "cwd_membar_type": 1}
         if self.sm >= 90:
             values["qmd_type"] = qmd.QmdType.GRID_CTA
         self.space.write(at, qmd.pack(self.sm, **{**values, **fields}))
@@ -122,8 +123,9 @@ class Line:
         self.userd, self.notifier = bytearray(USERD_BYTES), bytearray(3 * NOTIFIER_BYTES)
         sm = rig.sm
         classes = (COMPUTE[sm], COPY[sm]) if engine == GRAPHICS else (COPY[sm],)
-        values = {"id": number, "token": 0x10000 + number, "engine": engine, "space": rig.space, "gpfifo_va": self.ring,
-                      "gpfifo_entries": entries, "userd": memoryview(self.userd), "notifier": memoryview(self.notifier), "classes": classes}
+        values = {
+            "id": number, "token": 0x10000 + number, "engine": engine, "space": rig.space, "gpfifo_va": self.ring,
+            "gpfifo_entries": entries, "userd": memoryview(self.userd), "notifier": memoryview(self.notifier), "classes": classes}
         self.channel = Channel(**{**values, **fields})
         rig.gpu.attach(self.channel)
         rig.gpu.enable(self.channel, True)
