@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 
 import cffi
 import llvmlite.binding as llvm
@@ -61,3 +62,35 @@ def _compile(text: str, host: target.Target) -> bytes:
         passes.add_simplify_cfg_pass()
         passes.run(module, builder)
         return bytes(machine.emit_object(module))
+
+
+def spread(run: Run, contexts: Sequence[int], count: int) -> list[int]:
+    """What `run` gives for each context, in a thread each, over equal parts of 0 to `count`."""
+    parts = len(contexts)
+    results = [0] * parts
+
+    def work(n: int) -> None:
+        results[n] = run(contexts[n], count * n // parts, count * (n + 1) // parts)
+    others = [threading.Thread(target=work, args=(n,), name="virtual waves") for n in range(1, parts)]
+    for thread in others:
+        thread.start()
+    work(0)
+    for thread in others:
+        thread.join()
+    return results
+
+
+@functools.cache
+def library(functions: tuple[str, ...]) -> int:
+    """The address of a table of functions of the C library for numbers."""
+    import ctypes
+    import ctypes.util
+
+    import numpy as np
+    found = ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6")
+    table = np.array([ctypes.cast(getattr(found, name), ctypes.c_void_p).value for name in functions], np.uint64)
+    _tables.append((found, table))
+    return int(table.ctypes.data)
+
+
+_tables: list[object] = []

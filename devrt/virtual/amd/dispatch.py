@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -104,7 +102,7 @@ class Executor:
                 layout.LDS: self._room("lds", n, max(d.lds_bytes, 64)), layout.LDS_BYTES: d.lds_bytes,
                 layout.SCRATCH: self._room("scratch", n, max(lanes_private * d.wave * waves, 64)),
                 layout.SCRATCH_LANE: lanes_private, layout.BUDGET: self.budget, layout.STOP: self.stop.ctypes.data,
-                layout.CLOCK: self.clock.ctypes.data, layout.MATH: _math(), layout.CODE: kernel.base,
+                layout.CLOCK: self.clock.ctypes.data, layout.MATH: native.library(layout.FUNCTIONS), layout.CODE: kernel.base,
                 layout.STATES: self._room("states", n, waves * layout.state_bytes(d.wave)),
                 layout.TEMPLATES: template.ctypes.data, layout.SCRATCH_WAVE: lanes_private * d.wave}
             for offset, value in values.items():
@@ -115,16 +113,7 @@ class Executor:
             for offset, value in words.items():
                 context[offset:offset + 4].view(np.int32)[0] = value
             contexts.append(context)
-        failed = [0] * parts
-
-        def work(n: int) -> None:
-            failed[n] = kernel.run(contexts[n].ctypes.data, count * n // parts, count * (n + 1) // parts)
-        others = [threading.Thread(target=work, args=(n,), name="virtual waves") for n in range(1, parts)]
-        for thread in others:
-            thread.start()
-        work(0)
-        for thread in others:
-            thread.join()
+        failed = native.spread(kernel.run, [c.ctypes.data for c in contexts], count)
         for context, bad in zip(contexts, failed, strict=True):
             if bad:  # the one of the lowest workgroups
                 raise self._fault(kernel, context)
@@ -226,18 +215,3 @@ def id_places(gfx: str, d: Dispatch) -> dict[int, int]:
             none[place] = at
             at += 1
     return none
-
-
-@functools.cache
-def _math() -> int:
-    """The address of a table of C functions."""
-    import ctypes
-    import ctypes.util
-    library = ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6")
-    addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in layout.FUNCTIONS]
-    table = np.array(addresses, np.uint64)
-    _kept.append((library, table))
-    return int(table.ctypes.data)
-
-
-_kept: list[object] = []

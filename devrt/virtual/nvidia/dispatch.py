@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from devrt.virtual.memory import Touched
+import numpy as np
+from numpy.typing import NDArray
+
+from devrt.compiler.sass.flow import WORD
+from devrt.compiler.sass.instruction import Instruction
+from devrt.compiler.sass.isa import GENERATIONS, IllegalInstruction, text
+from devrt.ioctl.system import System, view
+from devrt.virtual import native
+from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Touched
+from devrt.virtual.nvidia.translate import layout
+from devrt.virtual.nvidia.translate.kernel import Function
+from devrt.virtual.nvidia.translate.writer import LANES
 
 
 @dataclass(frozen=True)
@@ -33,3 +46,169 @@ class WarpFault(Exception):
     def __init__(self, kind: str, pc: int, warp: int, lane: int, detail: str, block: tuple[int, int, int] = (0, 0, 0)) -> None:
         super().__init__(f"{kind} at {pc:#x}, block {block}, warp {warp}, lane {lane}: {detail}")
         self.kind, self.pc, self.warp, self.lane, self.detail, self.block = kind, pc, warp, lane, detail, block
+
+
+_WINDOW = 1 << 20  # bytes of code looked at around a kernel's entry
+_BLOCKS_A_THREAD = 4
+_BUDGET = 1 << 30  # branches backwards before a warp counts as hung
+_MOST_THREADS = 1024
+_MEMORY = ("not mapped", "read-only")
+_WRITES = ("STG", "ST", "RED", "ATOM", "ATOMG")
+
+
+class Executor:
+    """Runs the warps of launches on one GPU, one launch at a time. `budget`: branches backwards before a warp counts as hung."""
+
+    def __init__(self, sm: int, system: System, budget: int = _BUDGET) -> None:
+        self.sm, self.system, self.budget = sm, system, budget
+        self.kernels: dict[tuple[int, int], Kernel] = {}
+        self.clock = np.zeros(1, np.uint64)
+        self.stop = np.zeros(1, np.uint8)
+        self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
+
+    def run(self, launch: Launch, space: AddressSpace) -> None:
+        """Raises MemoryFault or WarpFault."""
+        x, y, z = launch.block
+        if not 0 < x * y * z <= _MOST_THREADS:
+            raise WarpFault("unsupported", launch.entry, 0, -1, f"a block of {x} x {y} x {z} threads")
+        self._launch(launch, space, self._kernel(launch, space))
+        if launch.touched is not None:
+            for va, nbytes, written in space.touched():
+                (launch.touched.wrote if written else launch.touched.read)(va, nbytes)
+
+    def _kernel(self, launch: Launch, space: AddressSpace) -> Kernel:
+        """The kernel at the entry, translated unless its code is known and the same."""
+        key = (launch.entry, launch.registers)
+        found = self.kernels.get(key)
+        if found is None or not found.unchanged(space):
+            found = self.kernels[key] = Kernel(self.sm, launch.entry, launch.registers, space)
+        return found
+
+    def _room(self, name: str, thread: int, nbytes: int) -> int:
+        """The address of at least `nbytes` of a thread's memory of that name, which stays until more is asked for."""
+        held = self._memory.get((name, thread))
+        if held is None or len(held) < nbytes + 256:
+            held = self._memory[name, thread] = np.zeros(nbytes + 256, np.uint8)
+        return -(-held.ctypes.data // 256) * 256
+
+    def _launch(self, launch: Launch, space: AddressSpace, kernel: Kernel) -> None:
+        threads = launch.block[0] * launch.block[1] * launch.block[2]
+        warps = -(-threads // LANES)
+        masks = np.array([(1 << min(LANES, threads - LANES * w)) - 1 for w in range(warps)], np.uint32)
+        count = launch.grid[0] * launch.grid[1] * launch.grid[2]
+        local = launch.local_low + launch.local_high
+        banks = self._constants(launch, space, kernel)
+        parts = max(1, min(len(os.sched_getaffinity(0)), count // _BLOCKS_A_THREAD))
+        contexts = []
+        for n in range(parts):
+            states = self._room("states", n, warps * layout.STATE_BYTES)
+            _number(states, launch.block, warps)
+            context = np.zeros(layout.CONTEXT_BYTES, np.uint8)
+            values = {
+                layout.PAGE_TABLE: space.root, layout.CACHED_PAGE: (1 << 64) - 1, layout.BUDGET: self.budget,
+                layout.STOP: self.stop.ctypes.data, layout.CLOCK: self.clock.ctypes.data,
+                layout.MATH: native.library(layout.FUNCTIONS), layout.CODE: kernel.base,
+                layout.SHARED: self._room("shared", n, max(launch.shared_bytes, 64)), layout.SHARED_BYTES: launch.shared_bytes,
+                layout.LOCAL: self._room("local", n, max(local * LANES * warps, 64)), layout.LOCAL_LANE: local,
+                layout.LOCAL_LOW: launch.local_low, layout.LOCAL_WARP: local * LANES, layout.STATES: states,
+                layout.LIVE_MASKS: masks.ctypes.data, layout.SHARED_WINDOW: launch.shared_window,
+                layout.LOCAL_WINDOW: launch.local_window}
+            for offset, value in values.items():
+                context[offset:offset + 8].view(np.uint64)[0] = value
+            words = {layout.WARPS: warps, layout.GRID_X: launch.grid[0], layout.GRID_Y: launch.grid[1],
+                     layout.ENTRY: launch.entry - kernel.base, layout.SM: n}
+            for offset, value in words.items():
+                context[offset:offset + 4].view(np.uint32)[0] = value
+            for bank, data in banks.items():
+                context[layout.BANKS + 8 * bank:][:8].view(np.uint64)[0] = data.ctypes.data
+                context[layout.BANK_BYTES + 4 * bank:][:4].view(np.uint32)[0] = launch.constants[bank][1]
+            contexts.append(context)
+        failed = native.spread(kernel.run, [c.ctypes.data for c in contexts], count)
+        for context, bad in zip(contexts, failed, strict=True):
+            if bad:  # the one of the lowest blocks
+                raise _fault(kernel, context)
+
+    def _constants(self, launch: Launch, space: AddressSpace, kernel: Kernel) -> dict[int, NDArray[np.uint8]]:
+        """What the kernel may read of each constant bank: it stays as it is while the launch runs."""
+        found = {}
+        for bank, (reach, pc) in kernel.banks.items():
+            va, nbytes = launch.constants.get(bank, (0, 0))
+            if reach > nbytes:
+                raise WarpFault("outside constant bank", pc, 0, -1, f"byte {reach - 4:#x} of c[{bank:#x}], which has {nbytes} bytes")
+            found[bank] = np.frombuffer(space.read(va, nbytes) + bytes(16), np.uint8)
+        return found
+
+
+def _number(states: int, block: tuple[int, int, int], warps: int) -> None:
+    """Write the threads' numbers into the states of a block's warps."""
+    threads = np.arange(warps * LANES)
+    numbers = [threads % block[0], threads // block[0] % block[1], threads // (block[0] * block[1])]
+    every = np.stack([n.reshape(warps, LANES) for n in numbers], 1).astype(np.uint32)
+    for warp in range(warps):
+        at = states + warp * layout.STATE_BYTES + layout.THREADS
+        view(at, every[warp].nbytes)[:] = every[warp].tobytes()
+
+
+def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
+    def field(at: int, kind: type[np.generic], size: int) -> int:
+        return int(context[at:at + size].view(kind)[0])
+    va, pc = field(layout.FAULT_VA, np.uint64, 8), field(layout.FAULT_PC, np.uint64, 8)
+    kind, lane = layout.KINDS[field(layout.FAULT_KIND, np.uint32, 4)], field(layout.FAULT_LANE, np.int32, 4)
+    warp = field(layout.FAULT_WARP, np.uint32, 4)
+    block = tuple(field(at, np.uint32, 4) for at in (layout.CTA_X, layout.CTA_Y, layout.CTA_Z))
+    what = kernel.instruction(pc)
+    if kind in _MEMORY:
+        write = what is not None and what.op in _WRITES
+        fault = MemoryFault(va, "write" if write else "read", kind)
+        fault.pc, fault.lane = pc, lane
+        return fault
+    detail = text(what) if what is not None else "no instruction of the kernel"
+    missing = kernel.hazards.get(pc - kernel.base) if kind == "missing wait" else None
+    detail += f": {missing}" if missing is not None else f", address {va:#x}" if va else ""
+    return WarpFault(kind, pc, warp, lane, detail, (block[0], block[1], block[2]))
+
+
+class Kernel:
+    """The native code of one kernel."""
+
+    def __init__(self, sm: int, entry: int, registers: int, space: AddressSpace) -> None:
+        if sm not in GENERATIONS:
+            raise WarpFault("unsupported", entry, 0, -1, f"no instruction set of sm_{sm}")
+        self.base, code = window(space, entry)
+        try:
+            function = Function(code, entry - self.base, sm, registers)
+        except IllegalInstruction as e:
+            raise WarpFault("illegal instruction", self.base + e.address, 0, -1, e.detail) from e
+        self.instructions, self.hazards = function.instructions, function.hazards
+        self.parts = [(self.base + a, code[a:b]) for a, b in spans(self.instructions)]
+        self.run = native.function(function.text())
+        self.banks = {bank: (reach, entry) for bank, reach in function.w.banks.items()}
+
+    def unchanged(self, space: AddressSpace) -> bool:
+        """Whether the code is still what was translated."""
+        return all(space.read(va, len(code)) == code for va, code in self.parts)
+
+    def instruction(self, pc: int) -> Instruction | None:
+        return self.instructions.get(pc - self.base)
+
+
+def spans(addresses: Iterable[int]) -> list[tuple[int, int]]:
+    """(start, end) of the runs of instructions that lie together."""
+    found: list[tuple[int, int]] = []
+    for a in sorted(addresses):
+        if found and found[-1][1] == a:
+            found[-1] = (found[-1][0], a + WORD)
+        else:
+            found.append((a, a + WORD))
+    return found
+
+
+def window(space: AddressSpace, entry: int) -> tuple[int, bytes]:
+    """(address, code): the pages around an entry that lie together. Any page that can be read can run. Raises MemoryFault."""
+    AddressSpace.check(entry, space.entry(entry), "read")
+    first = last = entry // PAGE * PAGE
+    while entry - first < _WINDOW and first >= PAGE and space.entry(first - PAGE) & Access.VALID:
+        first -= PAGE
+    while last - entry < _WINDOW and space.entry(last) & Access.VALID:
+        last += PAGE
+    return first, space.read(first, last - first)

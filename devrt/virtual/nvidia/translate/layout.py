@@ -12,25 +12,28 @@ from devrt.virtual.context import *  # noqa: F403
 
 RESUME = 0           # u32: byte offset of the code where the warp goes on; SCHEDULE: where its lanes say
 LIVE = 4             # u32: lanes that have not ended
-STATUS = 8           # u32: what the warp function returned last
+STATUS = 8           # u32: DONE, BARRIER, FAULT as the warp function returned last, or READY
 NUMBER = 12          # u32: the warp's number in its block
-RESULT = 16          # u32: threads with a true predicate in the last BAR.RED
+RESULT = 16          # u32: of the last BAR.RED
 HELD = 20            # u32: lanes that wait at a barrier of the block
-SYNC = 64            # 16 u32: lanes that wait at each barrier
-ARRIVED = 128        # 16 u32: lanes that arrived at each barrier and went on
-NEXT = 256           # 32 u32: byte offset of the code where each lane goes on
-THREADS = 384        # 32 u32 three times: tid.x, .y, .z of each lane
-BARRIERS = 768       # 16 u32: convergence barriers B0 to B15
-PREDICATES = 832     # 8 u32: P0 to P6, a bit a lane
-UNIFORM = 896        # 64 u32: UR0 to UR62 (sm_100 on: 80, UR0 to UR79)
-UPREDICATES = 1216   # 8 u8: UP0 to UP6
-BLOCKED = 1224       # u32: lanes that wait at a convergence barrier
-TURN = 1228          # u32: how often the scheduler has chosen
-REGISTERS = 1280     # 256 registers of 32 u32
+BLOCKED = 24         # u32: lanes that wait at a convergence barrier
+TURN = 28            # u32: how often the scheduler has chosen
+SYNC = 64            # 16 u32: lanes that wait at each barrier of the block
+ARRIVED = 128        # 16 u32: lanes that arrived at each and went on
+WAITS = 192          # 17 u32: lanes that wait at each convergence barrier; the last one is WARPSYNC's
+UPREDICATES = 264    # 8 u8: UP0 to UP6
+PREDICATES = 288     # 8 u32: P0 to P6, a bit a lane
+NEXT = 320           # 32 u32: byte offset of the code where each lane goes on
+THREADS = 448        # 32 u32 three times: tid.x, .y, .z of each lane
+UNIFORM = 832        # 256 u32: UR0 to UR62, from sm_100 on to UR254
+BARRIERS = 1856      # 17 times 32 u32: B0 to B15 and WARPSYNC's: the lanes that each lane meets
+REGISTERS = 4096     # 256 registers of 32 u32
 
 STATE_BYTES = REGISTERS + 256 * 128
 
-SCHEDULE = 0xFFFFFFFF  # RESUME: the lanes' own places
+READY = 3                # STATUS: it may run
+SCHEDULE = 0xFFFFFFFF    # RESUME: the lanes' own places
+WARPSYNC = 16            # the convergence barrier of WARPSYNC
 
 # ----- the context
 
@@ -56,6 +59,7 @@ ENTRY = 208          # u32: byte offset of the kernel's first instruction
 SM = 212             # u32: number of the multiprocessor that runs the block
 EXPECTED = 256       # 16 u32: threads that each barrier waits for, 0 for the whole block
 VOTES = 320          # 16 u32: threads with a true predicate so far in BAR.RED
+HOW = 768            # 16 u32: how each barrier's BAR.RED counts
 BANKS = 384          # 32 u64: host address of each constant bank
 BANK_BYTES = 640     # 32 u32
 CONTEXT_BYTES = 1024

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from devrt.virtual.nvidia.translate import convert, doubles, floats, half, integer, matrix, special
+from devrt.virtual.nvidia.translate import (
+    atomics,
+    convert,
+    doubles,
+    floats,
+    half,
+    integer,
+    lanes,
+    matrix,
+    memory,
+    special,
+)
 from devrt.virtual.nvidia.translate.writer import Rule
 
-RULES: dict[str, Rule] = {**integer.RULES, **floats.RULES, **doubles.RULES, **half.RULES, **convert.RULES, **special.RULES,
-                          **matrix.RULES}
+_FILES = (integer, memory, atomics, lanes, floats, doubles, half, convert, special, matrix)
+RULES: dict[str, Rule] = {op: rule for file in _FILES for op, rule in file.RULES.items()}

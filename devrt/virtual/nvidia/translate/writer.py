@@ -35,8 +35,9 @@ def named(table: dict[str, Rule], *ops: str) -> Callable[[Rule], Rule]:
 class Writer:
     """Collects the text of one function."""
 
-    def __init__(self, sm: int) -> None:
+    def __init__(self, sm: int, mufu_error: int = 0) -> None:
         self.sm = sm
+        self.mufu_error = mufu_error       # units in the last place that approximations of special.py are off
         self.lines: list[str] = []
         self.serial = 0
         self.used: set[Reg] = set()        # registers that need a place
@@ -47,6 +48,7 @@ class Writer:
         self.uniform = False               # the instruction is one of the uniform datapath
         self.masked = False                # live lanes may be elsewhere: writes are under the active lanes
         self.guard = ""                    # the instruction's guard: "", or i32 (uniform: i1)
+        self.at = 0                        # the instruction's byte offset
         self._known: dict[str, str] = {}   # variable -> its value, in this block
 
     # ----- text
@@ -338,6 +340,42 @@ class Writer:
         """The virtual address of byte `offset` of the code, i64."""
         place = self.op(f"getelementptr i8, ptr %c, i64 {layout.CODE}")
         return self.op(f"add i64 {self.op(f'load i64, ptr {place}')}, {offset}")
+
+    def field(self, offset: int, t: str, of: str = "%c") -> str:
+        """A field of the context (%c) or of the warp's state (%state)."""
+        place = self.op(f"getelementptr i8, ptr {of}, i64 {offset}")
+        return self.op(f"load {t}, ptr {place}, align 4")
+
+    def set_field(self, offset: int, t: str, value: str, of: str = "%state") -> None:
+        place = self.op(f"getelementptr i8, ptr {of}, i64 {offset}")
+        self.line(f"store {t} {value}, ptr {place}, align 4")
+
+    def check(self) -> None:
+        """Go on only if every address was good."""
+        self.go_if(self.op(f"icmp ne i8 {self.op('load i8, ptr %ok')}, 0"), 0)
+
+    def go_if(self, good: str, kind: int) -> None:
+        """Go on only if an i1 is true; else a fault of that kind."""
+        on, bad = self.new_label("good"), self.new_label("bad")
+        self.line(f"br i1 {good}, label %{on}, label %{bad}")
+        known = dict(self._known)
+        self.start(bad)
+        self.fault(kind)
+        self.start(on)
+        self._known = known
+
+    def fault(self, kind: int | str) -> None:
+        """End the warp at this instruction; kind 0: a fault that is noted."""
+        end = self.call("i32", "leave", ("ptr", "%c"), ("i64", str(self.at)), ("i32", str(kind)))
+        self.line(f"ret i32 {end}")
+
+    def first_lane(self) -> str:
+        """The number of the lowest lane that executes the instruction, i32."""
+        return self.call("i32", "first", ("i32", self.lanes()))
+
+    def of_first(self, vector: str, e: str = "i32") -> str:
+        """The value of the lowest lane that executes the instruction."""
+        return self.op(f"extractelement {self.vec(e)} {vector}, i32 {self.first_lane()}")
 
 
 def constant(e: str, value: float) -> str:

@@ -1,0 +1,212 @@
+"""Barriers of a block: BAR.SYNC, BAR.ARV, BAR.RED, and the result of the last.
+
+A warp takes part when all of its lanes that live have come; a barrier without a number of threads waits for every warp that lives.
+Lanes wait in the state: the warp gives way once none of them can run, and may run again when the barrier is complete.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from devrt.compiler.sass.flow import FlowBlock
+from devrt.compiler.sass.instruction import File, Imm, Instruction, Operand, Reg
+from devrt.virtual.nvidia.translate import layout as at
+from devrt.virtual.nvidia.translate.writer import NotTranslated
+
+if TYPE_CHECKING:
+    from devrt.virtual.nvidia.translate.kernel import Function
+
+_COUNT, _AND, _OR = 0, 1, 2
+
+
+def bar(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """Come to a barrier; the lanes go on when it is complete, those of BAR.ARV at once."""
+    w = f.w
+    if not set(i.mods) & {"SYNC", "ARV", "RED"}:
+        raise NotTranslated(str(i))
+    numbers = [o for o in i.srcs if not (isinstance(o.value, Reg) and o.value.file in (File.P, File.UP))]
+    votes = [o for o in i.srcs if o not in numbers]
+    name = _uniform(f, numbers[0])
+    threads = _uniform(f, numbers[1]) if len(numbers) > 1 else "0"
+    lanes = w.lanes()
+    vote = w.op(f"and i32 {lanes}, {w.mask_of(votes[0])}") if votes else "0"
+    how = _COUNT if "POPC" in i.mods else _AND if "AND" in i.mods else _OR
+    live = w.get("live", "i32")
+    w.set_field(at.LIVE, "i32", live)
+    arrive = "true" if "ARV" in i.mods else "false"
+    complete = w.call("i1", "bar.come", ("ptr", "%c"), ("ptr", "%state"), ("i32", name), ("i32", threads), ("i32", lanes),
+                      ("i32", vote), ("i32", str(how)), ("i1", arrive))
+    if "ARV" in i.mods:
+        return True
+    after = w.at + 16
+    on, wait = f"r{after}", w.new_label("wait")
+    f.resumes[after] = on
+    w.line(f"br i1 {complete}, label %{on}, label %{wait}")
+    w.start(wait)
+    if w.masked:
+        note = w.op(f"select {w.vec('i1')} {w.bits(w.active())}, {w.vec('i32')} splat (i32 {after}), "
+                    f"{w.vec('i32')} {w.get('next', w.vec('i32'))}")
+        w.put("next", w.vec("i32"), note)
+        w.line("br label %schedule")
+    else:
+        w.put("resume", "i32", str(after))
+        w.line("br label %suspend")
+    w.start(on)
+    return True
+
+
+def _uniform(f: Function, o: Operand) -> str:
+    """A number that is the same in all lanes."""
+    w = f.w
+    if isinstance(o.value, Imm):
+        return str(o.value.value)
+    if isinstance(o.value, Reg) and o.value.file is File.UR:
+        return w.reg(o.value)
+    return w.of_first(w.word(o))
+
+
+_STATE = f"""
+  %w64 = zext i32 %w to i64
+  %so = mul i64 %w64, {at.STATE_BYTES}
+  %sa = add i64 %states, %so
+  %s = inttoptr i64 %sa to ptr
+  %lp = getelementptr i8, ptr %s, i64 {at.LIVE}
+  %live = load i32, ptr %lp
+  %yp0 = getelementptr i8, ptr %s, i64 {at.SYNC}
+  %yp = getelementptr i32, ptr %yp0, i32 %id
+  %sync = load i32, ptr %yp
+  %ap0 = getelementptr i8, ptr %s, i64 {at.ARRIVED}
+  %ap = getelementptr i32, ptr %ap0, i32 %id
+  %arrived = load i32, ptr %ap
+"""
+
+TEXT = f"""
+declare i32 @llvm.ctpop.i32(i32)
+
+; lanes of a warp come to a barrier; whether it is complete. A barrier has 16 ids; %threads 0: the whole block
+define internal i1 @bar.come(ptr %c, ptr %state, i32 %name, i32 %threads, i32 %lanes, i32 %vote, i32 %how, i1 %on) noinline {{
+  %id = and i32 %name, 15
+  %id64 = zext i32 %id to i64
+  %from = select i1 %on, i64 {at.ARRIVED}, i64 {at.SYNC}
+  %p0 = getelementptr i8, ptr %state, i64 %from
+  %p = getelementptr i32, ptr %p0, i64 %id64
+  %old = load i32, ptr %p
+  %new = or i32 %old, %lanes
+  store i32 %new, ptr %p
+  %hp = getelementptr i8, ptr %state, i64 {at.HELD}
+  %h = load i32, ptr %hp
+  %add = select i1 %on, i32 0, i32 %lanes
+  %h2 = or i32 %h, %add
+  store i32 %h2, ptr %hp
+  %ep0 = getelementptr i8, ptr %c, i64 {at.EXPECTED}
+  %ep = getelementptr i32, ptr %ep0, i64 %id64
+  store i32 %threads, ptr %ep
+  %vp0 = getelementptr i8, ptr %c, i64 {at.VOTES}
+  %vp = getelementptr i32, ptr %vp0, i64 %id64
+  %v = load i32, ptr %vp
+  %n = call i32 @llvm.ctpop.i32(i32 %vote)
+  %v2 = add i32 %v, %n
+  store i32 %v2, ptr %vp
+  %op0 = getelementptr i8, ptr %c, i64 {at.HOW}
+  %op = getelementptr i32, ptr %op0, i64 %id64
+  store i32 %how, ptr %op
+  %r = call i1 @bar.check(ptr %c, i32 %id)
+  %sp = getelementptr i8, ptr %state, i64 {at.STATUS}
+  store i32 {at.BARRIER}, ptr %sp
+  ret i1 %r
+}}
+
+; whether a barrier is complete; if so, everybody may go on
+define internal i1 @bar.check(ptr %c, i32 %id) noinline {{
+entry:
+  %states = call i64 @get_states(ptr %c)
+  %warps = call i32 @get_warps(ptr %c)
+  %ep0 = getelementptr i8, ptr %c, i64 {at.EXPECTED}
+  %ep = getelementptr i32, ptr %ep0, i32 %id
+  %threads = load i32, ptr %ep
+  br label %head
+head:
+  %w = phi i32 [ 0, %entry ], [ %w2, %next ]
+  %came = phi i32 [ 0, %entry ], [ %came2, %next ]
+  %waits = phi i1 [ false, %entry ], [ %waits2, %next ]
+  %full = phi i1 [ true, %entry ], [ %full2, %next ]
+  %total = phi i32 [ 0, %entry ], [ %total2, %next ]
+{_STATE}
+  %here = or i32 %sync, %arrived
+  %both = and i32 %here, %live
+  %covers = icmp eq i32 %both, %live
+  %any = icmp ne i32 %here, 0
+  %counts = and i1 %covers, %any
+  %one = select i1 %counts, i32 32, i32 0
+  %came2 = add i32 %came, %one
+  %y = icmp ne i32 %sync, 0
+  %waits2 = or i1 %waits, %y
+  %full2 = and i1 %full, %covers
+  %lanes = call i32 @llvm.ctpop.i32(i32 %here)
+  %total2 = add i32 %total, %lanes
+  br label %next
+next:
+  %w2 = add i32 %w, 1
+  %more = icmp ult i32 %w2, %warps
+  br i1 %more, label %head, label %decide
+decide:
+  %whole = icmp eq i32 %threads, 0
+  %enough = icmp uge i32 %came2, %threads
+  %all = and i1 %full2, %waits2
+  %some = and i1 %enough, %waits2
+  %yes = select i1 %whole, i1 %all, i1 %some
+  br i1 %yes, label %release, label %no
+release:
+  %vp0 = getelementptr i8, ptr %c, i64 {at.VOTES}
+  %vp = getelementptr i32, ptr %vp0, i32 %id
+  %votes = load i32, ptr %vp
+  store i32 0, ptr %vp
+  store i32 0, ptr %ep
+  %op0 = getelementptr i8, ptr %c, i64 {at.HOW}
+  %op = getelementptr i32, ptr %op0, i32 %id
+  %how = load i32, ptr %op
+  %and = icmp eq i32 %votes, %total2
+  %or = icmp ne i32 %votes, 0
+  %and32 = sext i1 %and to i32
+  %or32 = sext i1 %or to i32
+  %isand = icmp eq i32 %how, {_AND}
+  %isor = icmp eq i32 %how, {_OR}
+  %r1 = select i1 %isand, i32 %and32, i32 %votes
+  %r = select i1 %isor, i32 %or32, i32 %r1
+  call void @bar.release(ptr %c, i32 %id, i32 %r)
+  ret i1 true
+no:
+  ret i1 false
+}}
+
+define internal void @bar.release(ptr %c, i32 %id, i32 %r) noinline {{
+entry:
+  %states = call i64 @get_states(ptr %c)
+  %warps = call i32 @get_warps(ptr %c)
+  br label %head
+head:
+  %w = phi i32 [ 0, %entry ], [ %w2, %next ]
+{_STATE}
+  store i32 0, ptr %yp
+  store i32 0, ptr %ap
+  %waited = icmp ne i32 %sync, 0
+  br i1 %waited, label %free, label %next
+free:
+  %hp = getelementptr i8, ptr %s, i64 {at.HELD}
+  %h = load i32, ptr %hp
+  %not = xor i32 %sync, -1
+  %h2 = and i32 %h, %not
+  store i32 %h2, ptr %hp
+  %rp = getelementptr i8, ptr %s, i64 {at.RESULT}
+  store i32 %r, ptr %rp
+  %tp = getelementptr i8, ptr %s, i64 {at.STATUS}
+  store i32 {at.READY}, ptr %tp
+  br label %next
+next:
+  %w2 = add i32 %w, 1
+  %more = icmp ult i32 %w2, %warps
+  br i1 %more, label %head, label %out
+out:
+  ret void
+}}
+"""

@@ -1,0 +1,289 @@
+"""Branches, calls, convergence, and the end of lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from devrt.compiler.sass.flow import FlowBlock, label
+from devrt.compiler.sass.instruction import File, Instruction, Operand, Reg
+from devrt.virtual.nvidia.translate import barriers, layout
+from devrt.virtual.nvidia.translate.layout import KIND
+from devrt.virtual.nvidia.translate.writer import NotTranslated
+
+if TYPE_CHECKING:
+    from devrt.virtual.nvidia.translate.kernel import Function
+
+Steer = Callable[["Function", Instruction, FlowBlock], bool]  # whether the block goes on behind the instruction
+NAMED: dict[str, Steer] = {"BAR": barriers.bar}
+
+
+def _named(*ops: str) -> Callable[[Steer], Steer]:
+    def put(r: Steer) -> Steer:
+        NAMED.update(dict.fromkeys(ops, r))
+        return r
+    return put
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ways from block to block
+
+def spend(f: Function) -> None:
+    """Count a branch backwards, and look whether the launch is to stop."""
+    w = f.w
+    kind = w.call("i32", "spend", ("ptr", "%c"))
+    on, out = w.new_label("on"), w.new_label("out")
+    w.line(f"br i1 {w.op(f'icmp eq i32 {kind}, 0')}, label %{on}, label %{out}")
+    w.start(out)
+    w.fault(kind)
+    w.start(on)
+
+
+def places(f: Function, lanes: str, at: str) -> None:
+    """Note where lanes go on: an i32 or a vector of byte offsets."""
+    w = f.w
+    v = at if at.startswith("%v") else w.splat("i32", at)
+    noted = w.op(f"select {w.vec('i1')} {w.bits(lanes)}, {w.vec('i32')} {v}, {w.vec('i32')} {w.get('next', w.vec('i32'))}")
+    w.put("next", w.vec("i32"), noted)
+
+
+def go(f: Function, target: int) -> None:
+    """All active lanes go on at a block."""
+    w = f.w
+    if target <= w.at:
+        spend(f)
+    if not w.masked:
+        w.line(f"br label %b{target}")
+        return
+    part = w.new_label("part")
+    others = w.get("others", "i32")
+    w.line(f"br i1 {w.op(f'icmp eq i32 {others}, 0')}, label %b{target}, label %{part}")
+    w.start(part)
+    places(f, w.active(), str(target))
+    w.line("br label %schedule")
+
+
+def split(f: Function, taken: str, target: int, falls: int) -> None:
+    """Lanes of a mask go to a block, the other active ones to another."""
+    w = f.w
+    parting = w.masked or target in f.masked or falls in f.masked
+    other = w.op(f"and i32 {w.active()}, {w.op(f'xor i32 {taken}, -1')}")
+    none, some = w.new_label("none"), w.new_label("some")
+    w.line(f"br i1 {w.op(f'icmp eq i32 {taken}, 0')}, label %{none}, label %{some}")
+    w.start(none)
+    go(f, falls)
+    w.start(some)
+    if parting:
+        whole, both = w.new_label("whole"), w.new_label("both")
+        w.line(f"br i1 {w.op(f'icmp eq i32 {other}, 0')}, label %{whole}, label %{both}")
+        w.start(both)
+        if min(target, falls) <= w.at:
+            spend(f)
+        places(f, taken, str(target))
+        places(f, other, str(falls))
+        w.line("br label %schedule")
+        w.start(whole)
+    go(f, target)
+
+
+def conditions(i: Instruction) -> list[Operand]:
+    """The predicates among an instruction's sources."""
+    return [o for o in i.srcs if isinstance(o.value, Reg) and o.value.file in (File.P, File.UP)]
+
+
+def taken(f: Function, i: Instruction) -> str:
+    """The active lanes whose guard and predicates are all true."""
+    w = f.w
+    lanes = w.lanes()
+    for o in conditions(i):
+        lanes = w.op(f"and i32 {lanes}, {w.mask_of(o)}")
+    return lanes
+
+
+def always(f: Function, i: Instruction) -> bool:
+    return not f.w.guard and not conditions(i)
+
+
+@_named("BRA", "JMP")
+def branch(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    if block.target < 0:
+        raise NotTranslated(f"{i.op} to an address that is not in the code")
+    if "DIV" in i.mods or "CONV" in i.mods:
+        _diverged(f, i, block)
+    elif always(f, i):
+        go(f, block.target)
+    else:
+        split(f, taken(f, i), block.target, block.falls)
+    return False
+
+
+def _diverged(f: Function, i: Instruction, block: FlowBlock) -> None:
+    """BRA.DIV: taken where live lanes of the mask are elsewhere; BRA.CONV: where none is."""
+    w = f.w
+    there, not_there = (block.target, block.falls) if "DIV" in i.mods else (block.falls, block.target)
+    if not w.masked:
+        go(f, not_there)
+        return
+    o = next(o for o in i.srcs if isinstance(o.value, Reg) and o.value.file is File.UR)
+    mask = "-1" if o.value.zero and o.inv else w.reg(o.value)
+    wanted = w.op(f"and i32 {w.get('live', 'i32')}, {mask}")
+    away = w.op(f"and i32 {wanted}, {w.op(f'xor i32 {w.active()}, -1')}")
+    yes, no = w.new_label("div"), w.new_label("conv")
+    w.line(f"br i1 {w.op(f'icmp ne i32 {away}, 0')}, label %{yes}, label %{no}")
+    w.start(yes)
+    go(f, there)
+    w.start(no)
+    go(f, not_there)
+
+
+@_named("CALL")
+def call(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """The return address is in registers already: compiled code puts it there."""
+    if block.target < 0:
+        return indirect(f, i, block)
+    if f.w.guard:
+        split(f, f.w.lanes(), block.target, block.falls)
+    else:
+        go(f, block.target)
+    return False
+
+
+@_named("RET", "BRX", "JMX", "BRXU", "JMXU")
+def indirect(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """To an address in registers, plus that of a label; absolute ones are virtual addresses."""
+    w = f.w
+    if w.guard or conditions(i):
+        raise NotTranslated(f"{i.op} of some lanes")
+    o = next(o for o in i.srcs if isinstance(o.value, Reg) and o.value.file in (File.R, File.UR))
+    assert isinstance(o.value, Reg)
+    at = w.word(o)
+    if i.op in ("JMX", "JMXU") or "ABS" in i.mods:
+        low = w.op(f"trunc i64 {w.address(0)} to i32")
+        at = w.op(f"sub {w.vec('i32')} {at}, {w.splat('i32', low)}")
+    elif (start := label(i)) > 0:
+        at = w.op(f"add {w.vec('i32')} {at}, splat (i32 {start})")
+    spend(f)
+    if w.masked or any(s in f.masked for s in block.successors):
+        every = w.op(f"select {w.vec('i1')} {w.bits(w.active())}, {w.vec('i32')} {at}, "
+                     f"{w.vec('i32')} {w.get('next', w.vec('i32'))}")
+        w.put("next", w.vec("i32"), every)
+        w.line("br label %schedule")
+        return False
+    place = w.of_first(at)
+    lost = w.new_label("lost")
+    cases = " ".join(f"i32 {n}, label %b{n}" for n in block.successors)
+    w.line(f"switch i32 {place}, label %{lost} [ {cases} ]")
+    w.start(lost)
+    w.line(f"ret i32 {w.call('i32', 'lost', ('ptr', '%c'), ('i32', place))}")
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The end of lanes
+
+@_named("EXIT", "KILL")
+def exit_(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    w = f.w
+    lanes = taken(f, i)
+    rest = w.op(f"and i32 {w.active()}, {w.op(f'xor i32 {lanes}, -1')}")
+    w.put("live", "i32", w.op(f"and i32 {w.get('live', 'i32')}, {w.op(f'xor i32 {lanes}, -1')}"))
+    w.put("active", "i32", rest)
+    if not always(f, i):
+        some, none = w.new_label("some"), w.new_label("none")
+        w.line(f"br i1 {w.op(f'icmp eq i32 {rest}, 0')}, label %{none}, label %{some}")
+        w.start(some)
+        go(f, block.falls)
+        w.start(none)
+    if w.masked:
+        w.line("br label %schedule")
+    else:
+        w.set_field(layout.LIVE, "i32", "0")
+        w.line(f"ret i32 {layout.DONE}")
+    return False
+
+
+@_named("BPT")
+def trap(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    f.w.fault(KIND["trap"])
+    return False
+
+
+@_named("NOP", "YIELD", "NANOSLEEP", "DEPBAR", "PMTRIG")
+def nothing(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """The scheduler yields at branches backwards; loads and copies are done at once."""
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Convergence
+
+def _barrier(i: Instruction) -> Reg:
+    return next(o.value for o in (*i.dsts, *i.srcs) if isinstance(o.value, Reg) and o.value.file is File.B)
+
+
+@_named("BSSY")
+def bssy(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """The lanes that are here will meet again."""
+    w = f.w
+    w.set_reg(_barrier(i), w.splat("i32", taken(f, i)))
+    return True
+
+
+@_named("BREAK")
+def break_(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """Lanes that will not come: nobody waits for them."""
+    w, b = f.w, _barrier(i)
+    stay = w.op(f"xor i32 {taken(f, i)}, -1")
+    left = w.op(f"and {w.vec('i32')} {w.reg(b)}, {w.splat('i32', stay)}")
+    w.put(f"b{b.index}", w.vec("i32"), left)
+    return True
+
+
+@_named("BSYNC")
+def bsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    if f.w.masked:
+        meet(f, _barrier(i).index, taken(f, i))
+    return True
+
+
+@_named("WARPSYNC")
+def warpsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    w = f.w
+    if w.masked:
+        masks = [o for o in i.srcs if o not in conditions(i) and label(i) != getattr(o.value, "target", -2)]
+        b = Reg(File.B, layout.WARPSYNC)
+        w.set_reg(b, w.word(masks[0]) if masks and "ALL" not in i.mods else "splat (i32 -1)")
+        meet(f, b.index, taken(f, i))
+    return True
+
+
+def meet(f: Function, n: int, lanes: str) -> None:
+    """Lanes wait for those that they meet at a convergence barrier; nobody does where all that live are here."""
+    w = f.w
+    w.reg(Reg(File.B, n))
+    wait, on = w.new_label("wait"), f"r{w.at + 16}"
+    w.line(f"br i1 {w.op('icmp eq i32 ' + w.active() + ', ' + w.get('live', 'i32'))}, label %{on}, label %{wait}")
+    w.start(wait)
+    places(f, w.active(), str(w.at + 16))
+    for name in (f"wait{n}", "blocked"):
+        w.put(name, "i32", w.op(f"or i32 {w.get(name, 'i32')}, {lanes}"))
+    w.line("br label %schedule")
+    w.start(on)
+    f.resumes[w.at + 16] = on
+
+
+@_named("BMOV")
+def bmov(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """A convergence barrier to a register or back; .CLEAR empties it."""
+    w = f.w
+    to, source = i.dsts[0].value, i.srcs[0]
+    if not isinstance(to, Reg) or "32" not in i.mods:
+        raise NotTranslated(str(i))
+    if isinstance(source.value, Reg) and source.value.file is File.B:
+        value = w.reg(source.value)
+        if "CLEAR" in i.mods:
+            w.set_reg(source.value, "zeroinitializer")
+    else:
+        value = w.word(source)
+    w.set_reg(to, value)
+    return True

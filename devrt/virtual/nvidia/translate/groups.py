@@ -1,0 +1,126 @@
+"""LLVM IR of the loop over blocks: the warps of each run until all wait or have ended, then those that may go on do."""
+
+from __future__ import annotations
+
+from devrt.virtual.nvidia.translate import layout as at
+from devrt.virtual.nvidia.translate.layout import KIND
+
+# Blocks %begin to %end in order x, y, z.
+TEXT = f"""
+define i32 @run(ptr %c, i64 %begin, i64 %end) {{
+entry:
+  %nw = call i32 @get_warps(ptr %c)
+  %states = call i64 @get_states(ptr %c)
+  %masks = call i64 @get_live_masks(ptr %c)
+  %private = call i64 @get_local(ptr %c)
+  %per = call i64 @get_local_warp(ptr %c)
+  %gx = call i32 @get_grid_x(ptr %c)
+  %gy = call i32 @get_grid_y(ptr %c)
+  %start = call i32 @get_entry(ptr %c)
+  br label %block
+block:
+  %g = phi i64 [ %begin, %entry ], [ %g2, %block.next ]
+  %more = icmp slt i64 %g, %end
+  br i1 %more, label %set, label %good
+set:
+  %gi = trunc i64 %g to i32
+  %x = urem i32 %gi, %gx
+  %gr = udiv i32 %gi, %gx
+  %y = urem i32 %gr, %gy
+  %z = udiv i32 %gr, %gy
+  call void @set_cta_x(ptr %c, i32 %x)
+  call void @set_cta_y(ptr %c, i32 %y)
+  call void @set_cta_z(ptr %c, i32 %z)
+  %bars = getelementptr i8, ptr %c, i64 {at.EXPECTED}
+  store <32 x i32> zeroinitializer, ptr %bars, align 4
+  br label %init
+init:
+  %w = phi i32 [ 0, %set ], [ %w2, %init ]
+  %w64 = zext i32 %w to i64
+  %so = mul i64 %w64, {at.STATE_BYTES}
+  %sa = add i64 %states, %so
+  %s = inttoptr i64 %sa to ptr
+  %mo = shl i64 %w64, 2
+  %ma = add i64 %masks, %mo
+  %mp = inttoptr i64 %ma to ptr
+  %mask = load i32, ptr %mp
+  store <64 x i32> zeroinitializer, ptr %s, align 4
+  %p4 = getelementptr i8, ptr %s, i64 {at.WAITS + 4 * at.WARPSYNC}
+  store i32 0, ptr %p4
+  %p0 = getelementptr i8, ptr %s, i64 {at.RESUME}
+  store i32 %start, ptr %p0
+  %p1 = getelementptr i8, ptr %s, i64 {at.LIVE}
+  store i32 %mask, ptr %p1
+  %p2 = getelementptr i8, ptr %s, i64 {at.STATUS}
+  store i32 {at.READY}, ptr %p2
+  %p3 = getelementptr i8, ptr %s, i64 {at.NUMBER}
+  store i32 %w, ptr %p3
+  %w2 = add i32 %w, 1
+  %again = icmp ult i32 %w2, %nw
+  br i1 %again, label %init, label %round
+round:
+  br label %step
+step:
+  %v = phi i32 [ 0, %round ], [ %v2, %step.next ]
+  %ran = phi i32 [ 0, %round ], [ %ran2, %step.next ]
+  %left = phi i32 [ 0, %round ], [ %left2, %step.next ]
+  %v64 = zext i32 %v to i64
+  %vo = mul i64 %v64, {at.STATE_BYTES}
+  %va = add i64 %states, %vo
+  %vs = inttoptr i64 %va to ptr
+  %tp = getelementptr i8, ptr %vs, i64 {at.STATUS}
+  %was = load i32, ptr %tp
+  %ready = icmp eq i32 %was, {at.READY}
+  br i1 %ready, label %go, label %step.next
+go:
+  %po = mul i64 %v64, %per
+  %pa = add i64 %private, %po
+  call void @set_local(ptr %c, i64 %pa)
+  store i32 {at.BARRIER}, ptr %tp
+  %r = call i32 @warp(ptr %vs, ptr %c)
+  %fault = icmp eq i32 %r, {at.FAULT}
+  br i1 %fault, label %bad, label %went
+went:
+  %ended = icmp eq i32 %r, {at.DONE}
+  br i1 %ended, label %over, label %step.next
+over:
+  store i32 {at.DONE}, ptr %tp
+  %alone = icmp eq i32 %nw, 1
+  br i1 %alone, label %step.next, label %others
+others:
+  %b = phi i32 [ 0, %over ], [ %b2, %others ]
+  %met = call i1 @bar.check(ptr %c, i32 %b)
+  %b2 = add i32 %b, 1
+  %all = icmp ult i32 %b2, 16
+  br i1 %all, label %others, label %step.next
+step.next:
+  %did = phi i32 [ 0, %step ], [ 1, %went ], [ 1, %over ], [ 1, %others ]
+  %here = phi i32 [ %was, %step ], [ {at.BARRIER}, %went ], [ {at.DONE}, %over ], [ {at.DONE}, %others ]
+  %ran2 = or i32 %ran, %did
+  %left2 = or i32 %left, %here
+  %v2 = add i32 %v, 1
+  %rest = icmp ult i32 %v2, %nw
+  br i1 %rest, label %step, label %step.end
+step.end:
+  %some = icmp ne i32 %left2, {at.DONE}
+  br i1 %some, label %still, label %block.next
+still:
+  %moved = icmp ne i32 %ran2, 0
+  br i1 %moved, label %round, label %stuck
+block.next:
+  %g2 = add i64 %g, 1
+  br label %block
+stuck:
+  %e64 = zext i32 %start to i64
+  %end.of = call i32 @leave(ptr %c, i64 %e64, i32 {KIND["deadlock"]})
+  br label %bad
+bad:
+  %who = phi i32 [ %v, %go ], [ 0, %stuck ]
+  call void @set_fault_warp(ptr %c, i32 %who)
+  call void @set_local(ptr %c, i64 %private)
+  ret i32 1
+good:
+  call void @set_local(ptr %c, i64 %private)
+  ret i32 0
+}}
+"""
