@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from devrt.doctor import amd, amd_health, exercise, gpus, host, log, nodes, pcie
+from devrt.doctor import amd, amd_health, exercise, gpus, host, log, nodes, nvidia, nvidia_health, pcie
 from devrt.doctor.findings import Finding, Reader, Severity
 from devrt.ioctl.system import System
 
@@ -39,6 +39,8 @@ def diagnose(system: System, *, uris: Callable[[], Sequence[str]] | None = None,
     ]
     # Before counters and the log are read, which tell what went wrong if something does.
     used = list(exercise.check(uris, opener, compute)) if uris is not None and opener is not None else []
-    findings = [*still, *amd_health.check(reader, ours), *log.check(reader), *used]
+    cards = nvidia.find(reader, found)  # asking NVIDIA's driver wakes the GPU, which takes seconds: now it is awake
+    findings = [*still, *amd_health.check(reader, ours), *nvidia.check(cards), *nvidia_health.check(reader, cards),
+                *log.check(reader), *used]
     unreadable = reader.finding()
     return [*findings, unreadable] if unreadable else findings
