@@ -41,7 +41,7 @@ class Host:
         self.registers: dict[str, int] = {}
         self.engines: dict[int, Engine] = {}
         self.last: Engine | None = None  # the engine that methods went to last: the one that a wait for idle is about
-        self.place = ""
+        self.place = self._header = ""  # where it reads, for errors
         self._base = 0  # address bits 56:40 of later entries
         self._mem_ops: set[str] = set()
         self._do: dict[str, Callable[[int, Mapping[str, int]], Iterator[Step] | None]] = {
@@ -101,7 +101,7 @@ class Host:
             at += 1
             if not word:  # a NOP
                 continue
-            self.place = f"{place}, dword {at - 1:#x}"
+            self.place = self._header = f"{place}, dword {at - 1:#x}"
             op, count, subchannel, offset = word >> 29, word >> 16 & 0x1FFF, word >> 13 & 7, (word & 0xFFF) << 2
             if word & _RESERVED_HEADER:
                 raise self._error(Pbdma.PBENTRY, f"a reserved bit of the header {word:#010x} is set")
@@ -167,7 +167,7 @@ class Host:
         row = self.rows.get(offset)
         if row is None:
             raise self._error(Pbdma.METHOD, f"the host has no method {offset:#x}")
-        self.place += f", {row.name} = {data:#x}"
+        self.place = f"{self._header}, {row.name} = {data:#x}"
         try:
             fields = row.compiled.unpack(data)
         except BadField as error:
