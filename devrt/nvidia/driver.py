@@ -1,0 +1,256 @@
+"""The kernel driver as one process sees it: nvidiactl, nvidia-uvm, the client, and the cards.
+
+A driver is connected while a device is open, and closed with the last memory of the last device. The version file selects the
+tables; the open and the closed flavour of the kernel module answer the same calls.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from devrt.device import DeviceNotFound, DevrtError, InvalidArgument, PermissionDenied
+from devrt.gpu.memory import PAGE, reserve
+from devrt.ioctl.errors import devrt_error, reported_as
+from devrt.ioctl.nv_status import Status
+from devrt.ioctl.nv_versions import VERSION_FILE, Tables, running_version, tables_for
+from devrt.ioctl.nvrm import card_info
+from devrt.ioctl.system import (
+    MADV_DONTFORK,
+    MAP_FIXED_NOREPLACE,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_NONE,
+    System,
+)
+from devrt.nvidia.rm import ResourceManager
+
+if TYPE_CHECKING:
+    from devrt.nvidia.device import NvidiaDevice
+
+CONTROL_NODE, UVM_NODE = "/dev/nvidiactl", "/dev/nvidia-uvm"
+NEAR, NEAR_END = 1 << 36, 1 << 40  # addresses that 40-bit fields reach: pushbuffers, launch descriptors, semaphores
+WINDOW = 1 << 32  # bytes of addresses that shared, and local, memory is seen through
+
+_drivers: dict[int, Driver] = {}  # by the identity of their System
+_lock = threading.RLock()
+
+
+class Card(NamedTuple):
+    """A row of the driver's list of GPUs. `pci` is "0000:c1:00.0", `device_id` the PCI id."""
+
+    gpu_id: int
+    minor: int
+    pci: str
+    device_id: int
+
+    @property
+    def node(self) -> str:
+        return f"/dev/nvidia{self.minor}"
+
+
+def connect(system: System) -> Driver:
+    """The driver context of this process behind `system`; the caller is one of its users, until it leaves. Raises
+    DeviceNotFound, PermissionDenied, DriverMismatch."""
+    with _lock:
+        found = _drivers.get(id(system))
+        if found is None:
+            found = _drivers[id(system)] = Driver(system)
+        found.users += 1
+        return found
+
+
+def cards(system: System, tables: Tables, fd: int) -> list[Card]:
+    """The GPUs in the order of their PCI addresses."""
+    with reported_as("the NVIDIA driver does not list its GPUs"):
+        rows: list[dict[str, Any]] = card_info(system, fd, tables.nvrm)
+    found = []
+    for row in rows:
+        pci = row["pci_info"]
+        place = f"{pci['domain']:04x}:{pci['bus']:02x}:{pci['slot']:02x}.{pci['function']:x}"
+        found.append(Card(row["gpu_id"], row["minor_number"], place, pci["device_id"]))
+    return sorted(found, key=lambda card: card.pci)
+
+
+def version(system: System) -> str:
+    """The running driver's. Raises DeviceNotFound where none is loaded, DriverMismatch where it names none."""
+    try:
+        return running_version(system.read_text(VERSION_FILE))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise DeviceNotFound("this machine has no NVIDIA kernel driver", evidence=f"{VERSION_FILE} does not exist",
+                                 remedy="load the nvidia and nvidia-uvm modules (sudo modprobe nvidia-uvm); in a container, pass "
+                                        "/dev/nvidia* to it") from error
+        raise devrt_error(error, "can't read the version of the NVIDIA driver") from error
+
+
+def open_node(system: System, path: str) -> int:
+    """A descriptor of one of the driver's nodes. Raises DeviceNotFound, PermissionDenied, with what mends it."""
+    try:
+        return system.open(path, os.O_RDWR)
+    except OSError as error:
+        raise _cannot_open(error, path) from error
+
+
+def register(system: System, tables: Tables, node: str, fd: int, control_fd: int) -> None:
+    """Let the client behind `control_fd` use the card behind `fd`."""
+    argument = tables.nvrm.new("nv_ioctl_register_fd_t", ctl_fd=control_fd)
+    with reported_as(f"the driver does not take {node} for this client"):
+        system.ioctl(fd, tables.nvrm.request("NV_ESC_REGISTER_FD"), memoryview(tables.nvrm.ffi.buffer(argument)).cast("B"))
+
+
+class Driver:
+    """One process's context of nvidia.ko and nvidia-uvm.ko. `flavour`: "open" or "closed"."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.version = version(system)
+        self.flavour = "open" if "Open Kernel Module" in system.read_text(VERSION_FILE) else "closed"
+        self.tables = tables_for(self.version)
+        self.lock = threading.RLock()
+        self.forked = False  # whether this process is a child of the one that the context belongs to
+        self.devices: dict[int, NvidiaDevice] = {}  # by index
+        self.users = 0  # devices that are open, and closed ones with memory left
+        self._near = NEAR
+        self._fds: list[int] = []
+        self._windows = 0
+        try:
+            fd = self._open(CONTROL_NODE)
+            uvm = self._open(UVM_NODE)
+            self.cards = cards(system, self.tables, fd)
+            if not self.cards:
+                raise DeviceNotFound("the NVIDIA driver has no GPU", evidence=f"driver {self.version}, {self.flavour} module",
+                                     remedy="read the kernel log (`sudo dmesg`) for lines with NVRM; `lspci -d 10de:` lists the "
+                                            "cards in their slots")
+            self.rm = ResourceManager(system, self.tables, fd, uvm)
+            self.rm.uvm("can't initialise nvidia-uvm", "UVM_INITIALIZE")
+            # The second descriptor watches the process's memory map. What it answers differs by kernel, and it is not needed.
+            self.rm.uvm("can't tie nvidia-uvm to this process", "UVM_MM_INITIALIZE", fd=self._open(UVM_NODE), uvmFd=uvm,
+                        allow=(Status.NV_WARN_NOTHING_TO_DO, Status.NV_ERR_NOT_SUPPORTED))
+            # Code reads only the high half of the shared window on some generations, so both are aligned to their size.
+            self._windows = reserve(system, 2 * WINDOW, WINDOW)
+        except BaseException:
+            self._close()
+            raise
+        self.local_window, self.shared_window = self._windows, self._windows + WINDOW
+
+    def _open(self, path: str) -> int:
+        fd = open_node(self.system, path)
+        self._fds.append(fd)
+        return fd
+
+    def card(self, index: int) -> Card:
+        if not 0 <= index < len(self.cards):
+            raise DeviceNotFound(f"there is no NVIDIA GPU number {index}", evidence=f"GPUs: {len(self.cards)}",
+                                 remedy="`devrt devices` lists them")
+        return self.cards[index]
+
+    def card_fd(self, card: Card) -> int:
+        """A fresh descriptor of a card's node that this client may use; the caller closes it."""
+        fd = open_node(self.system, card.node)
+        try:
+            register(self.system, self.tables, card.node, fd, self.rm.fd)
+        except BaseException:
+            self.system.close(fd)
+            raise
+        return fd
+
+    def control_fd(self) -> int:
+        """A fresh descriptor of the control node, to map system memory through; the caller closes it."""
+        return open_node(self.system, CONTROL_NODE)
+
+    # ----- addresses
+
+    def near(self, nbytes: int, alignment: int) -> int:
+        """Addresses below 2^40 that nothing else in this process gets."""
+        with self.lock:
+            for _ in range(2):
+                at = -(-self._near // alignment) * alignment
+                while at + nbytes <= NEAR_END:
+                    try:
+                        # Kernels before 4.17 take the address for a hint.
+                        got = self.system.mmap(-1, nbytes, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED_NOREPLACE, 0, at)
+                    except OSError as error:
+                        if error.errno != errno.EEXIST:
+                            raise devrt_error(error, f"can't reserve {nbytes} bytes of addresses") from error
+                        at += max(alignment, nbytes)
+                        continue
+                    if got == at:
+                        self._near = at + nbytes
+                        return at
+                    self.system.munmap(got, nbytes)
+                    at += max(alignment, nbytes)
+                self._near = NEAR
+        raise InvalidArgument(f"no {nbytes} bytes of addresses below 2^40 are free", remedy="free buffers of Placement.HOST")
+
+    def far(self, nbytes: int, alignment: int) -> int:
+        return reserve(self.system, nbytes, max(alignment, PAGE))
+
+    def private(self, address: int, nbytes: int) -> None:
+        """Keep a mapping of GPU memory out of child processes."""
+        with reported_as("can't keep GPU memory out of child processes"):
+            self.system.madvise(address, nbytes, MADV_DONTFORK)
+
+    # ----- the end
+
+    def enter(self) -> None:
+        with _lock:
+            self.users += 1
+
+    def leave(self) -> None:
+        """The last to leave closes the driver."""
+        with _lock:
+            self.users -= 1
+            if self.users or self.forked:
+                return
+            if _drivers.get(id(self.system)) is self:
+                del _drivers[id(self.system)]
+            self._close()
+
+    def _close(self) -> None:
+        """Closing the control node frees every object of the client, and closing nvidia-uvm every address range."""
+        if self._windows:
+            self.system.munmap(self._windows, 2 * WINDOW)
+            self._windows = 0
+        while self._fds:
+            self.system.close(self._fds.pop())
+
+
+def undo(*actions: Callable[[], object]) -> None:
+    """Take back what was done, all of it; what the driver says to that does not matter any more."""
+    for action in actions:
+        try:
+            action()
+        except DevrtError:
+            continue
+
+
+def _cannot_open(error: OSError, path: str) -> DevrtError:
+    if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        module = "nvidia-uvm" if path == UVM_NODE else "nvidia"
+        return DeviceNotFound(f"{path} is not there, or nothing answers on it", evidence=errno.errorcode[error.errno],
+                              remedy=f"sudo modprobe {module} loads the module, sudo nvidia-modprobe -u -c 0 makes the nodes; in "
+                                     f"a container, pass {path} to it")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionDenied(f"this process may not open {path}", evidence=errno.errorcode[error.errno],
+                                remedy=f"sudo chmod a+rw {path}, or add the user to the node's group; in a container, pass the "
+                                       "device to it")
+    if error.errno == errno.EIO:
+        return DeviceNotFound(f"the driver could not start the GPU behind {path}", evidence="EIO",
+                              remedy="read the kernel log (`sudo dmesg`) for lines with NVRM: RmInitAdapter failed")
+    return devrt_error(error, f"can't open {path}")
+
+
+def _forked() -> None:
+    """The child's descriptors are those of the parent's client, whose memory it does not have."""
+    global _lock
+    _lock = threading.RLock()
+    for driver in _drivers.values():
+        driver.forked = True
+    _drivers.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
