@@ -1,30 +1,25 @@
 """What a submission to an AMD GPU costs the host, with nothing behind the driver boundary. Run: python bench/amd_host_cost.py
 
-NullSystem grants every call, gives ordinary memory for every buffer, and has no engine: whoever waits finds everything done. So
-what is measured is devrt's own time, from the call to the store into the doorbell.
+NullSystem grants every call, gives ordinary memory for every buffer, and has no engine: see host_cost.py.
 """
 
 from __future__ import annotations
 
 import errno
-import statistics
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
+import host_cost
+
 from devrt.amd.device import AmdDevice
-from devrt.compiler import lir
-from devrt.compiler.dtypes import float32
 from devrt.compiler.llvm import amdgcn
-from devrt.device import Placement, parse_uri
+from devrt.device import parse_uri
 from devrt.ioctl.amdgpu import AMDGPU
 from devrt.ioctl.kfd import KFD
 from devrt.ioctl.system import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, Argument, System, view
 from devrt.virtual.system import make_system
 
-RECORDED_LIMIT_US, UNRECORDED_LIMIT_US = 5.0, 25.0
-BATCH = 500
 URI = "virtual:amd/gfx1100"
 
 
@@ -94,72 +89,12 @@ class NullSystem:
         return next(number for number in ids if number)
 
 
-def kernel() -> tuple[bytes, str]:
-    """A kernel of three arguments that adds."""
-    b = lir.Builder("add", groups=1, lanes=32)
-    out, x, y = (b.param(name, float32, 32, writable=name == "out") for name in ("out", "x", "y"))
-    at = b.lane()
-    b.store(out, at, b.add(b.load(x, at), b.load(y, at)))
-    return amdgcn.compile_program(b.finish(), amdgcn.target("gfx1100")), "add"
-
-
-def per_call(run: Callable[[], object], device: AmdDevice) -> tuple[float, float]:
-    """Fastest and median microseconds of one call, over batches between which everything completes."""
-    figures = []
-    for _ in range(40):
-        start = time.perf_counter()
-        for _ in range(BATCH):
-            run()
-        figures.append((time.perf_counter() - start) / BATCH * 1e6)
-        complete(device)
-    return min(figures), statistics.median(figures)
-
-
-def complete(device: AmdDevice) -> None:
-    """What an engine would have done by now."""
-    for queue in (device.compute, device.transfer):
-        queue._timeline.signal(queue.submitted)
-    device.settle()
-
-
 def main() -> int:
     system: Any = NullSystem()
     real: System = system
     device = AmdDevice(URI, real)
-    system.waited = lambda: complete(device)
-    program = device.load(*kernel())
-    buffers = [device.alloc(4096) for _ in range(3)]
-    host = device.alloc(4096, Placement.HOST)
-    lists = {}
-    for count in (1, 300):
-        lists[count] = device.command_list()
-        for _ in range(count):
-            lists[count].dispatch(program, buffers, 64)
-    copies = device.command_list()
-    copies.copy(host, buffers[0], 4096)
-
-    def unrecorded() -> None:
-        commands = device.command_list()
-        commands.dispatch(program, buffers, 64)
-        device.compute.submit(commands)
-
-    def patched() -> None:
-        lists[300].patch(0, 1, buffers[1])
-        device.compute.submit(lists[300])
-        complete(device)
-
-    rows = [("recorded list of 1 kernel", lambda: device.compute.submit(lists[1]), RECORDED_LIMIT_US),
-            ("recorded list of 300 kernels", lambda: device.compute.submit(lists[300]), RECORDED_LIMIT_US),
-            ("the same, one argument patched, waited for", patched, 0.0),
-            ("recorded copy", lambda: device.transfer.submit(copies), 0.0),
-            ("launch, not recorded", unrecorded, UNRECORDED_LIMIT_US)]
-    failed = False
-    for name, run, limit in rows:
-        fastest, median = per_call(run, device)
-        failed |= bool(limit) and fastest > limit
-        print(f"{name:<46} best {fastest:7.2f}   median {median:7.2f} us" + (f"   (limit {limit:g})" if limit else ""))
-    device.close()
-    return int(failed)
+    system.waited = lambda: host_cost.complete(device)
+    return host_cost.report(device, amdgcn.compile_program(host_cost.kernel(), amdgcn.target("gfx1100")))
 
 
 if __name__ == "__main__":

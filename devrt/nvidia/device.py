@@ -77,7 +77,7 @@ class NvidiaDevice(GpuDevice):
         units = sum(objects.tpcs()) * sms
         self.properties = _properties(objects.model, self.sm, units, (total or heap) << 10)
         self.compute_engine, self.copy_engine = ComputeEngine(self.sm), CopyEngine(self.sm)
-        self.launch_dwords = len(self.compute_engine.launch(0)) + len(self.compute_engine.between)
+        self.launch_dwords = len(self.compute_engine.launch_words) + len(self.compute_engine.between)
         self._local = 0  # bytes a thread that local memory was set up for
         self._local_memory: list[GpuBuffer] = []
         self.programs_at: dict[int, tuple[int, int, str]] = {}  # block of code -> (address, bytes, kernel)

@@ -72,16 +72,23 @@ class ComputeEngine(Engine):
         start.compute("INVALIDATE_SHADER_CACHES_NO_WFI", instruction=1, global_data=1, constant=1)
         between.compute("WAIT_FOR_IDLE", 0)
         self.start, self.between = tuple(start.words), tuple(between.words)
+        self.launch_words = self._launch()
 
-    def launch(self, qmd: int) -> array[int]:
-        """Start the descriptor at address `qmd`. The scheduler may hold an older copy of it, which is dropped."""
+    def _launch(self) -> tuple[int, ...]:
+        """The methods that start a descriptor, with a hole where its address >> 8 goes. The scheduler may hold an older copy of
+        it, which is dropped."""
         push = Push(self.sm)
-        push.compute("SEND_PCAS_A", qmd >> 8)
+        push.compute("SEND_PCAS_A", 0)
         if self.sm < AMPERE:
             push.compute("SEND_SIGNALING_PCAS_B", invalidate=1, schedule=1)
         else:
             push.compute("SEND_SIGNALING_PCAS2_B", pcas_action=Pcas.INVALIDATE_COPY_SCHEDULE)
-        return push.words
+        return tuple(push.words)
+
+    def launch(self, qmd: int) -> tuple[int, ...]:
+        """Start the descriptor at address `qmd`, a multiple of 256 below 2^40."""
+        head, _, *tail = self.launch_words
+        return head, qmd >> 8, *tail
 
     def setup(self, cls: int, shared_window: int, local_window: int) -> array[int]:
         push = Push(self.sm)

@@ -160,7 +160,7 @@ HOST = Methods("host", (
     M(0x2C, "MEM_OP_B", _V),
     M(0x30, "MEM_OP_C", _V),
     M(0x34, "MEM_OP_D", F("operand", 26, 0), F("operation", 31, 27, MemOp)),
-    M(0x5C, "SEM_ADDR_LO", F("offset", 31, 2)),
+    M(0x5C, "SEM_ADDR_LO", F("offset", 31, 2, shift=2)),
     M(0x60, "SEM_ADDR_HI", F("offset", 7, 0, until=HOPPER - 1), F("offset", 24, 0, since=HOPPER)),
     M(0x64, "SEM_PAYLOAD_LO", F("payload", 31, 0)),
     M(0x68, "SEM_PAYLOAD_HI", F("payload", 31, 0)),

@@ -55,6 +55,7 @@ ENTRY = Layout("gp_entry", 64, (
     F("length", 62, 42),         # dwords
     F("sync_wait", 63, 63),
 ))
+_LENGTH, _SUBROUTINE = (ENTRY.of(HOPPER).place(name).lsb for name in ("length", "level_subroutine"))
 CONTROL_ENTRY = Layout("gp_control_entry", 64, (
     F("operand", 31, 0),
     F("opcode", 39, 32, GpOpcode),
@@ -69,9 +70,10 @@ def header(op: Sec, count: int, subchannel: int, offset: int) -> int:
 
 def entry(address: int, dwords: int) -> int:
     """The GPFIFO entry that runs `dwords` at `address`. It is fetched as a subroutine: the next entry needs no jump back."""
-    if not 0 < dwords <= MAX_SEGMENT:
-        raise InvalidArgument(f"a segment has 1 to {MAX_SEGMENT} dwords, not {dwords}")
-    return ENTRY.of(HOPPER).pack(get=address, length=dwords, level_subroutine=1)
+    if not 0 < dwords <= MAX_SEGMENT or address & 3 or address >> ADDRESS_BITS:
+        raise InvalidArgument(f"no entry names {dwords} dwords at {address:#x}",
+                              remedy=f"a segment has 1 to {MAX_SEGMENT} dwords, below 2^{ADDRESS_BITS}")
+    return address | dwords << _LENGTH | 1 << _SUBROUTINE
 
 
 class Push:
