@@ -146,13 +146,12 @@ class Selector(Emitter):
         key = (x.const, x.terms)
         found = self._halves.get(key)
         if found is None:
-            if x.small:
-                word = select_integer.shift_right(self, select_index.low(self, x), self.imm(1), signed=True)
-                value: Operand | Pair = Pair(word, ZERO if x.lo >= 0 else None) if x.wide else word
-            elif x.wide:
-                value = select_integer.shift64(self, "shr", select_index.pair(self, x), self.imm(1), signed=True)
-            else:
-                value = select_integer.shift_right(self, select_index.low(self, x), self.imm(1), signed=True)
+            with self.unbound():
+                if x.wide and not x.small:
+                    value: Operand | Pair = select_integer.shift64(self, "shr", select_index.pair(self, x), self.imm(1), signed=True)
+                else:
+                    word = select_integer.shift_right(self, select_index.low(self, x), self.imm(1), signed=True)
+                    value = Pair(word, ZERO if x.lo >= 0 else None) if x.wide else word
             found = self._halves[key] = select_index.atom(self, value, x.lo >> 1, x.hi >> 1, wide=x.wide)
         return found
 

@@ -178,6 +178,13 @@ class Emitter:
         return found
 
     @contextmanager
+    def unbound(self) -> Iterator[None]:
+        """For what is kept with a value: it has to be there wherever the value is."""
+        floor, self.floor = self.floor, 0
+        yield
+        self.floor = floor
+
+    @contextmanager
     def outward(self, level: int) -> Iterator[None]:
         """Write as if `level` were the innermost region."""
         if level == self.here:
@@ -201,7 +208,8 @@ class Emitter:
     def hi(self, p: Pair) -> Operand:
         if p.hi is None:
             value = self.constant(p.lo)
-            p.hi = self.emit("SHF", ("R", "S32", "HI"), ZERO, self.imm(31), p.lo) if value is None else self.imm(-(value >> 31))
+            with self.unbound():
+                p.hi = self.emit("SHF", ("R", "S32", "HI"), ZERO, self.imm(31), p.lo) if value is None else self.imm(-(value >> 31))
         return p.hi
 
     def pair_constant(self, value: int) -> Pair:
@@ -211,7 +219,8 @@ class Emitter:
         """Both words in one register."""
         if p.whole is None:
             lo, hi = p.lo, self.hi(p)
-            p.whole = self.once(("pair",), (lo, hi), lambda: self._joined(lo, hi))
+            with self.unbound():
+                p.whole = self.once(("pair",), (lo, hi), lambda: self._joined(lo, hi))
         return p.whole
 
     def _joined(self, lo: Operand, hi: Operand) -> Operand:

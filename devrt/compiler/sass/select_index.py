@@ -98,10 +98,8 @@ def low(s: Selector, x: Int) -> Operand:
     if x.value is None:
         if not x.terms:
             return s.imm(x.const)
-        if x.wide and not x.small:
-            value = _pair_sum(s, x)
-        else:
-            value = word_sum(s, x.terms, x.const)
+        with s.unbound():
+            value = _pair_sum(s, x) if x.wide and not x.small else word_sum(s, x.terms, x.const)
         x.value = value if isinstance(value, Pair) or not x.wide else Pair(value, ZERO if x.lo >= 0 else None)
     return x.value.lo if isinstance(x.value, Pair) else x.value
 
