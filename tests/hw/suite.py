@@ -11,7 +11,7 @@ import devrt
 from devrt.device import Placement
 from tests.conformance.cases import CASES, results
 
-__all__ = ["cards", "test_bytes_come_back", "test_copies_between_cards", "test_queues_wait_for_each_other", "test_the_bits_of_the_cpu"]
+__all__ = ["test_bytes_come_back", "test_copies_between_cards", "test_queues_wait_for_each_other", "test_the_bits_of_the_cpu"]
 
 
 def cards(vendor: str) -> list[str]:
