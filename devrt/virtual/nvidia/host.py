@@ -116,8 +116,7 @@ class Host:
                 raise self._error(Pbdma.PBENTRY, f"no operation in the header {word:#010x}")
             if at + count > end:
                 raise self._error(Pbdma.PBENTRY, f"{count} dwords are announced by {word:#010x}, {end - at} are left")
-            if count > 1 and op != Sec.ONE_INC and offset >= HOST_END and \
-                    self._engine(subchannel, offset).block(offset, words[at:at + count], op == Sec.INC_METHOD):
+            if count > 1 and op != Sec.ONE_INC and self._block(subchannel, offset, words[at:at + count], op == Sec.INC_METHOD):
                 at += count
                 continue
             for n in range(count):
@@ -154,6 +153,15 @@ class Host:
         except Refused as refused:
             raise engine.refused(offset, data, f"{self.place}: {engine.name(offset)}: {refused}") from refused
         return None if steps is None else self._guarded(engine, offset, data, steps)
+
+    def _block(self, subchannel: int, offset: int, words: tuple[int, ...], increment: bool) -> bool:
+        if offset < HOST_END:
+            return False
+        engine = self._engine(subchannel, offset)
+        try:
+            return engine.block(offset, words, increment)
+        except Refused as refused:
+            raise engine.refused(offset, words[0], f"{self.place}: {engine.name(offset)}: {refused}") from refused
 
     def _guarded(self, engine: Engine, offset: int, data: int, steps: Iterator[Step]) -> Iterator[Step]:
         try:

@@ -96,8 +96,9 @@ class Rig:
     def qmd(self, entry: int, *, at: int = 0, **fields: int) -> int:
         """The address of a descriptor that launches one block of 32 threads; `fields` change it. `at` is where it goes."""
         at = at or self.memory()
-        smallest = min(kib for kib in LIMITS[self.sm].carve_outs if kib << 10 >= fields.get("shared_memory_size", 0)) // 4 + 1
-        largest = LIMITS[self.sm].carve_outs[-1] // 4 + 1
+        carve_outs, shared = LIMITS[self.sm].carve_outs, fields.get("shared_memory_size", 0)
+        smallest = min((kib for kib in carve_outs if kib << 10 >= shared), default=0) // 4 + 1
+        largest = carve_outs[-1] // 4 + 1
         values = {
             "program_address": entry, "grid_width": 1, "grid_height": 1, "grid_depth": 1, "cta_thread_dimension0": 32,
             "cta_thread_dimension1": 1, "cta_thread_dimension2": 1, "register_count": 32, "barrier_count": 1,
