@@ -12,7 +12,8 @@ from devrt.device import URI, Device, DeviceNotFound, Unsupported, parse_uri
 from devrt.ioctl.system import LinuxSystem, System
 
 # Vendor -> module and class with an `open(uri, system) -> Device`, and for GPUs a `describe_all(system) -> [Properties]`.
-_BACKENDS = {"cpu": ("devrt.cpu.device", "CpuDevice"), "amd": ("devrt.amd.device", "AmdDevice")}
+_BACKENDS = {"cpu": ("devrt.cpu.device", "CpuDevice"), "amd": ("devrt.amd.device", "AmdDevice"),
+             "nvidia": ("devrt.nvidia.device", "NvidiaDevice")}
 
 _open: dict[str, Any] = {}
 _host: list[System] = []  # this machine, once it was asked for: drivers know a process by it

@@ -34,6 +34,7 @@ class Objects:
     def __init__(self, driver: Driver, card: Card, name: str) -> None:
         self.driver, self.card, self.name = driver, card, name
         self._undo: list[Callable[[], None]] = []
+        self._kept = 0    # of these, that wait for the last memory object
         self._users = 0   # memory objects
         self._open = True
         self.friends: set[bytes] = set()
@@ -72,6 +73,7 @@ class Objects:
 
     def _register(self) -> None:
         """Give the GPU and its address space to nvidia-uvm, which from then on keeps its page tables."""
+        self._kept = len(self._undo)
         rm, uuid = self.driver.rm, {"uuid": self.uuid}
         rm.uvm(f"nvidia-uvm does not take {self.name}", "UVM_REGISTER_GPU", gpu_uuid=uuid, rmCtrlFd=-1)
         self._undo.append(lambda: undo(lambda: rm.uvm("", "UVM_UNREGISTER_GPU", gpu_uuid=uuid)))
@@ -204,8 +206,12 @@ class Objects:
         self._finish()
 
     def close(self) -> None:
-        """Free the objects once no memory is left."""
+        """Take the GPU's address space back from nvidia-uvm, so that it can be opened anew; free the objects once no memory is
+        left."""
         self._open = False
+        if not self.driver.forked:
+            while len(self._undo) > self._kept:
+                undo(self._undo.pop())
         self._finish()
 
     def _finish(self) -> None:
