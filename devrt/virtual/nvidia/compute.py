@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from devrt.nvidia import qmd
 from devrt.nvidia.methods import COMPUTE, Pcas
-from devrt.virtual.memory import Touched
+from devrt.virtual.memory import Access
 from devrt.virtual.nvidia import qmd_check
 from devrt.virtual.nvidia.channel import ChannelError
 from devrt.virtual.nvidia.dispatch import Launch
 from devrt.virtual.nvidia.engine import Engine, Port, Refused, Step
 from devrt.virtual.nvidia.faults import class_error, launch_error
-from devrt.virtual.pieces import pieces
+from devrt.virtual.pieces import Piece, pieces
 
 _SCHEDULES = (Pcas.SCHEDULE, Pcas.INVALIDATE_COPY_SCHEDULE, Pcas.PREFETCH_SCHEDULE, Pcas.INVALIDATE_PREFETCH_COPY_SCHEDULE)
 _IGNORED = (Pcas.NOP, Pcas.INVALIDATE, Pcas.PREFETCH)
@@ -180,17 +180,20 @@ class Compute(Engine):
         port.inject(launch.entry, "SM (0x1)")
         self._caches(fields, launch)
         touched = _Ranges()
-        self._run(launch, touched)
-        reads = [p for at, n in touched.reads for p in pieces(port.space, at, n, "read")]
-        writes = [p for at, n in touched.writes for p in pieces(port.space, at, n, "write")]
+        port.executor.run(dataclasses.replace(launch, touched=touched), port.space)
+        for at, code in port.executor.code(launch):
+            port.code.read(port.space, at, code)
+        reads = [p for at, n in touched.reads for p in self._told(at, n, "read")]
+        writes = [p for at, n in touched.writes for p in self._told(at, n, "write")]
         chain.append(port.begin(port.who, reads, writes, chain))
         for n in range(3):
             if fields.get(f"release_enable_{n}"):
                 self._release(fields, n, chain[-1])
         return fields
 
-    def _run(self, launch: Launch, touched: Touched) -> None:
-        self.port.executor.run(dataclasses.replace(launch, touched=touched), self.port.space)
+    def _told(self, va: int, nbytes: int, access: str) -> list[Piece]:
+        """What can be told of a touched range: the executor sees whole pages, and pages of the host hold several buffers."""
+        return [p for p in pieces(self.port.space, va, nbytes, access) if not p.flags & Access.SYSTEM]
 
     def _windows(self) -> tuple[int, int]:
         shared, local = (self.wide(f"SET_SHADER_{kind}_MEMORY_WINDOW_A", f"SET_SHADER_{kind}_MEMORY_WINDOW_B")
@@ -208,7 +211,7 @@ class Compute(Engine):
             self.wide("SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_A", "SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_B"))
 
     def _caches(self, f: Mapping[str, int], launch: Launch) -> None:
-        """A constant bank that changed since a launch read it is stale, unless somebody invalidated it."""
+        """A constant bank or code that changed since a launch read it is stale, unless somebody invalidated it."""
         port = self.port
         if f["invalidate_shader_constant_cache"]:
             port.constants.invalidate(port.space)
@@ -220,6 +223,10 @@ class Compute(Engine):
             if not port.constants.read(port.space, va, port.read(va, size)):
                 raise Refused(f"{port.who} reads constant bank {bank} at {va:#x}, which changed since a launch before: nothing "
                               "invalidated the constant cache")
+        for va, code in port.executor.code(launch):
+            if not port.code.read(port.space, va, port.read(va, len(code))):
+                raise Refused(f"{port.who} runs code at {va:#x}, which changed since a launch before: nothing invalidated the "
+                              "instruction cache")
 
     # --- semaphores ---
 

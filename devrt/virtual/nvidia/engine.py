@@ -55,11 +55,13 @@ class Lost(Exception):
 
 
 class Runs(Protocol):
-    """What runs a launch: dispatch.Executor. A 1 in `stop` ends it."""
+    """What runs a launch: dispatch.Executor. A 1 in `stop` ends it. `code`: (address, bytes) of the instructions that a launch
+    ran last time, nothing where it never ran."""
 
     stop: NDArray[np.uint8]
 
     def run(self, launch: Launch, space: AddressSpace) -> None: ...
+    def code(self, launch: Launch) -> Sequence[tuple[int, bytes]]: ...
 
 
 def now() -> int:
@@ -100,10 +102,6 @@ class Port:
     def peek(self, va: int, nbytes: int) -> int:
         return int.from_bytes(self.space.read(va, nbytes), "little")
 
-    def place(self, va: int) -> int:
-        """What two addresses of the same memory have in common."""
-        return pieces(self.space, va, 4, "read")[0].host
-
     def semaphore(self, va: int, payload: int, *, wide: bool, timestamp: bool, up_to: int) -> None:
         """Release: 4 or 8 bytes, or 16 with the time behind the payload, which is written last. `up_to` is the number of the
         channel's last work that has ended by then. Raises Refused."""
@@ -111,10 +109,9 @@ class Port:
         if va % nbytes:
             raise Refused(f"the semaphore at {va:#x} is not a multiple of {nbytes}")
         value = payload & (M64 if wide else M32)
-        place = self.place(va)
         if timestamp:
             self.space.write(va + 8, now().to_bytes(8, "little"))
-        self.track.released(place, value, up_to=up_to)
+        self.track.released(up_to)
         self.space.write(va, value.to_bytes(8 if wide or timestamp else 4, "little"))
 
     def reduce(self, va: int, operation: str, payload: int, *, wide: bool, signed: bool, timestamp: bool, up_to: int) -> None:
@@ -124,24 +121,22 @@ class Port:
             raise Refused(f"the semaphore at {va:#x} is not a multiple of {16 if timestamp else nbytes}")
         if timestamp:
             self.space.write(va + 8, now().to_bytes(8, "little"))
-        mask, written = (1 << 8 * nbytes) - 1, 0
+        mask = (1 << 8 * nbytes) - 1
 
         def number(value: int) -> int:
             value &= mask
             return value - mask - 1 if signed and value >> 8 * nbytes - 1 else value
 
         def replace(old: int) -> int:
-            nonlocal written
-            written = change(number(old), number(payload)) & mask
-            return written
+            return change(number(old), number(payload)) & mask
 
+        self.track.released(up_to)
         found = pieces(self.space, va, nbytes, "write")
         if foreign(found):
             with _foreign_lock:
                 self.space.write(va, replace(self.peek(va, nbytes)).to_bytes(nbytes, "little"))
         else:
             atomics.update(found[0].host, nbytes, replace)
-        self.track.released(found[0].host, written, up_to=up_to, reduction=True)
 
     def begin(self, who: str, reads: Sequence[Piece], writes: Sequence[Piece], after: Sequence[int] = ()) -> int:
         """Enter a launch or a copy in the books; returns its number. Raises Refused."""

@@ -251,9 +251,6 @@ class Host:
 
     def _acquire(self, va: int, payload: int, wide: bool, holds: Callable[[int, int, int], bool]) -> Iterator[Step]:
         nbytes, mask = 8 if wide else 4, M64 if wide else M32
-        while True:
-            value = self.port.peek(va, nbytes)
-            if holds(value, payload & mask, 8 * nbytes):
-                break
+        while not holds(self.port.peek(va, nbytes), payload & mask, 8 * nbytes):
             yield Step.WAIT
-        self.port.track.acquired(self.port.place(va), value)
+        self.port.track.acquired()

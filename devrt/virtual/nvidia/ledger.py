@@ -3,11 +3,12 @@ memory; and what the constant and instruction caches still hold.
 
 A channel's works are numbered. A clock says, for each channel, up to which number its works have ended for sure. It grows
 
-    in a channel    by a wait for idle (all of its own), by a semaphore it acquires (what that semaphore's releaser knew, and
-                    what it waited for), and when it is rung (the host may have seen every semaphore so far)
-    in the host     by every semaphore that is released
+    in a channel    by a wait for idle (all of its own), by a semaphore that it acquires, and when it is rung
+    in the host     by every semaphore that is released: what its channel knew, and what it waited for
 
-Channels of several GPUs share semaphores, so those books are the process's.
+Who acquires a semaphore, or was rung by a host that looked at one, may know all that any semaphore told so far: which one it was
+is not asked, since the host writes semaphores too and memory is used again. So what is called a race is one. Channels of several
+GPUs share semaphores, so the host's clock is the process's.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ from typing import NamedTuple
 from devrt.virtual.memory import AddressSpace
 from devrt.virtual.pieces import Piece, overlap
 
-_SEMAPHORES = 4096  # remembered; one that is forgotten counts as the host's
 _CONSTANTS = 4096   # ranges of constant banks and of code remembered
 
 _keys = itertools.count(1)
 _lock = threading.Lock()
 _host: dict[int, int] = {}
-_released: OrderedDict[int, tuple[int, dict[int, int]]] = OrderedDict()  # place -> (value, clock of its releaser)
 
 
 class Race(Exception):
@@ -84,8 +83,7 @@ class Track:
 
     def rang(self) -> None:
         self.busy = True
-        with _lock:
-            _join(self.known, _host)
+        self.acquired()
 
     def begin(self, who: str, reads: Sequence[Piece], writes: Sequence[Piece], after: Iterable[int] = ()) -> int:
         """A work begins, after those of its own channel that are named. Returns its number; raises Race."""
@@ -111,24 +109,15 @@ class Track:
         """The channel waited for all its works."""
         self.known[self.key] = self.count
 
-    def released(self, place: int, value: int, *, up_to: int, reduction: bool = False) -> None:
-        """A semaphore at a host address was written after the channel's works up to a number had ended."""
-        clock = dict(self.known)
-        clock[self.key] = max(clock.get(self.key, 0), up_to)
+    def released(self, up_to: int) -> None:
+        """A semaphore was written after the channel's works up to a number had ended."""
         with _lock:
-            _join(_host, clock)
-            if reduction and place in _released:
-                _join(clock, _released[place][1])
-            _released[place] = value, clock
-            _released.move_to_end(place)
-            if len(_released) > _SEMAPHORES:
-                _released.popitem(last=False)
+            _join(_host, {**self.known, self.key: max(self.known.get(self.key, 0), up_to)})
 
-    def acquired(self, place: int, value: int) -> None:
-        """The channel saw a value at a host address: an engine's, or else the host's, which had seen everything so far."""
+    def acquired(self) -> None:
+        """The channel saw the value that it waited for."""
         with _lock:
-            found, clock = _released.get(place, (-1, {}))
-            _join(self.known, clock if found == value else _host)
+            _join(self.known, _host)
 
     def _prune(self) -> None:
         """Forget what nobody can collide with any more."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,11 +41,16 @@ class Player:
         self.stop: NDArray[np.uint8] = np.zeros(1, np.uint8)
         self.plays: dict[int, Play] = {}
         self.seen: list[Launch] = []
+        self.ran: dict[int, list[tuple[int, bytes]]] = {}
 
     def run(self, launch: Launch, space: AddressSpace) -> None:
         self.seen.append(launch)
         if launch.entry in self.plays:
             self.plays[launch.entry](launch, space)
+        self.ran[launch.entry] = [(launch.entry, space.read(launch.entry, 64))]
+
+    def code(self, launch: Launch) -> Sequence[tuple[int, bytes]]:
+        return self.ran.get(launch.entry, [])
 
 
 class Rig:

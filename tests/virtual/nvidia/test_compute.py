@@ -313,6 +313,20 @@ def test_what_lies_behind_a_constant_bank_may_change(r: Rig) -> None:
     line.send(line.launch(at)).drain()
 
 
+def test_code_that_changed_is_stale_until_it_is_invalidated(r: Rig) -> None:
+    line, entry = r.channel(), r.kernel()
+    at = r.qmd(entry)
+    line.send(line.launch(at)).drain()
+    r.space.write(entry, b"new")
+    line.send(methods(line, ("INVALIDATE_SHADER_CACHES", {"instruction": 1}))).send(line.launch(at)).drain()
+    r.space.write(entry, b"old")
+    line.send(line.launch(r.qmd(entry, invalidate_instruction_cache=1))).drain()
+    r.space.write(entry + 64, b"what lies behind it")
+    line.send(line.launch(at)).drain()
+    r.space.write(entry, b"own")
+    assert f"runs code at {entry:#x}, which changed since a launch before" in line.send(line.launch(at)).error()
+
+
 # --- where it must not work ---
 
 def test_code_that_is_not_executable(r: Rig) -> None:

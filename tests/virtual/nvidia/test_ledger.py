@@ -9,7 +9,7 @@ import pytest
 
 from devrt.nvidia.methods import CopySemaphore, Semaphore, Transfer
 from devrt.nvidia.pushbuffer import Push
-from devrt.virtual.memory import PAGE, AddressSpace
+from devrt.virtual.memory import PAGE, Access, AddressSpace
 from devrt.virtual.nvidia.dispatch import Launch
 from tests.virtual.nvidia.rig import COPY0, Line, Rig, rig, semaphore, until
 from tests.virtual.nvidia.test_compute import methods, upload
@@ -110,6 +110,12 @@ def test_what_does_not(r: Rig, separates: str) -> None:
             semaphore(push, s + 8, 1, operation=Semaphore.ACQUIRE)
     text = both(line, line.launch(kernel(r, writes=(m, 64))), line.launch(kernel(r, reads=(m, 64))), between).error()
     assert "race at" in text
+
+
+def test_memory_of_the_host_is_left_alone(r: Rig) -> None:
+    """A launch tells pages, and buffers of the host share pages."""
+    m, line = r.memory(access=Access.SYSTEM | Access.WRITE), r.channel()
+    both(line, line.launch(kernel(r, writes=(m, 64))), line.launch(kernel(r, reads=(m, 64)))).drain()
 
 
 def test_a_chain_of_descriptors_is_in_order(r: Rig) -> None:
