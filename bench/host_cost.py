@@ -1,5 +1,5 @@
-"""What a submission to a GPU costs the host, measured on a device that stands on a null system: no engine runs anything, and whoever
-waits finds everything done. So it is devrt's own time, from the call to the store into the doorbell.
+"""What a submission to a GPU costs the host, on a device that stands on a null system: no engine runs anything, and whoever waits
+finds everything done. So it is devrt's own time, from the call to the store into the doorbell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a submission to an NVIDIA GPU costs the host, with nothing behind the driver boundary. Run: python bench/nvidia_host_cost.py
+"""What a submission to an NVIDIA GPU costs the host, with nothing behind the driver. Run: python bench/nvidia_host_cost.py
 
 NullSystem grants every call, gives ordinary memory for every object, and has no engine: see host_cost.py.
 """
