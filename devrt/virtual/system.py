@@ -17,11 +17,11 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from devrt.device import URI, Unsupported
+from devrt.device import URI, InvalidArgument, Unsupported
 from devrt.ioctl.system import MAP_FIXED, TEXT_LIMIT, Argument, FileStat, Host, LinuxSystem, LogLine, System
 from devrt.virtual.client import Client, Memory, Place
 from devrt.virtual.errors import fail
-from devrt.virtual.faults import Faults, parse_query
+from devrt.virtual.faults import Faults, driver_version, parse_query
 from devrt.virtual.tree import Tree
 
 _NODE_MODE, _FILE_MODE, _FOLDER_MODE = stat_bits.S_IFCHR | 0o666, stat_bits.S_IFREG | 0o444, stat_bits.S_IFDIR | 0o755
@@ -311,13 +311,27 @@ def open_system(uri: URI) -> VirtualSystem:
 
 def make_system(uri: URI, host: System | None = None) -> VirtualSystem:
     """A new virtual machine that nobody shares. Raises as `open_system`."""
-    if uri.vendor != "amd":
-        raise Unsupported(f"{uri}: this version of devrt has no virtual {uri.vendor} devices", remedy="use virtual:amd/gfx1100")
-    from devrt.virtual.amd.driver import AmdDriver
-    from devrt.virtual.amd.machine import parse_topology
+    if uri.vendor not in ("amd", "nvidia"):
+        raise Unsupported(f"{uri}: this version of devrt has no virtual {uri.vendor} devices",
+                          remedy="use virtual:amd/gfx1100 or virtual:nvidia/sm_90")
     faults, sizes = parse_query(uri.query)
+    version = driver_version(uri.query)
+    known = ("vram", "gtt") if uri.vendor == "amd" else ("vram", "bar1")
+    other = [name for name in sizes if name not in known]
+    if other or version and uri.vendor == "amd":
+        raise InvalidArgument(f"{uri}: no virtual {uri.vendor} device has {', '.join(other) or 'another driver'}",
+                              remedy=f"sizes it has: {', '.join(known)}")
     real = host or LinuxSystem()
-    return VirtualSystem(real, [AmdDriver(parse_topology(uri.topology, **sizes), real, faults)], faults)
+    driver: Driver
+    if uri.vendor == "amd":
+        from devrt.virtual.amd import driver as amd
+        from devrt.virtual.amd.machine import parse_topology as amd_machine
+        driver = amd.AmdDriver(amd_machine(uri.topology, **sizes), real, faults)
+    else:
+        from devrt.virtual.nvidia import driver as nvidia
+        from devrt.virtual.nvidia.machine import parse_topology as nvidia_machine
+        driver = nvidia.NvidiaDriver(nvidia_machine(uri.topology, driver=version, **sizes), real, faults)
+    return VirtualSystem(real, [driver], faults)
 
 
 def _forget(key: tuple[str, str, str]) -> None:

@@ -1,0 +1,518 @@
+"""NV_ESC_RM_CONTROL: what a runtime asks of clients, devices, GPUs, channels and the debugger (ctrl/*.h)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from devrt.ioctl.nv_alloc import EngineType
+from devrt.ioctl.nv_controls import FbInfo, GrInfo, P2pCaps, P2pStatus
+from devrt.ioctl.nv_status import Status
+from devrt.virtual.nvidia.card import Card
+from devrt.virtual.nvidia.objects import (
+    ChannelObject,
+    Debugger,
+    Device,
+    Group,
+    Object,
+    RmClient,
+    SharedData,
+    Subdevice,
+)
+from devrt.virtual.nvidia.rm import Call
+from devrt.virtual.nvidia.status import refuse
+
+_NO_GPU = 0xFFFFFFFF
+_MOST_SMS = 100   # of READ_ALL_SM_ERROR_STATES
+_MOST_FAULTS = 4  # of READ_MMU_FAULT_INFO
+_BINARY = 2       # GET_GID_INFO: NV2080_GPU_CMD_GPU_GET_GID_FLAGS_FORMAT
+_GRCE, _SYSMEM_READ_WRITE, _SHARED = 1, 0xC, 0x80  # NV2080_CTRL_CE_CAPS_CE_* of the first byte
+
+
+@dataclass
+class ControlCall:
+    """One control on `target`; `params` is its struct."""
+
+    call: Call
+    client: RmClient
+    target: Any
+    params: Any
+
+    @property
+    def driver(self) -> Any:
+        return self.call.driver
+
+    @property
+    def card(self) -> Card:
+        card: Card | None = self.target.card
+        assert card is not None  # only asked of objects below a device
+        return card
+
+    def gpu(self, gpu_id: int) -> Card:
+        """Raises Refused: INVALID_ARGUMENT."""
+        found: Card | None = next((card for card in self.driver.cards if card.node.gpu_id == gpu_id), None)
+        return found if found is not None else refuse(Status.NV_ERR_INVALID_ARGUMENT)
+
+
+Act = Callable[[ControlCall], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    of: tuple[type[Object], ...]
+    act: Act
+    without_gpu: bool
+
+
+CONTROLS: dict[str, Row] = {}
+
+
+def control(name: str, *of: type[Object], without_gpu: bool = False) -> Callable[[Act], Act]:
+    """Register a control of objects of those kinds; one that asks nothing of the GPU works on a lost one too."""
+    def register(act: Act) -> Act:
+        CONTROLS[name] = Row(of, act, without_gpu)
+        return act
+    return register
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The system
+
+
+@control("NV0000_CTRL_CMD_SYSTEM_GET_BUILD_VERSION_V2", RmClient)
+def build_version(call: ControlCall) -> None:
+    version = call.driver.machine.driver
+    call.params.driverVersionBuffer = call.params.versionBuffer = version.encode()
+    call.params.driverBranch = f"r{version.partition('.')[0]}_00".encode()
+    call.params.titleBuffer = f"NVIDIA UNIX Open Kernel Module {version}".encode()
+
+
+def _fill_ids(array: Any, ids: list[int]) -> None:
+    for index in range(len(array)):
+        array[index] = ids[index] if index < len(ids) else _NO_GPU
+
+
+@control("NV0000_CTRL_CMD_GPU_GET_ATTACHED_IDS", RmClient)
+def attached_ids(call: ControlCall) -> None:
+    _fill_ids(call.params.gpuIds, [card.node.gpu_id for card in call.driver.cards if card.ready])
+
+
+@control("NV0000_CTRL_CMD_GPU_GET_PROBED_IDS", RmClient)
+def probed_ids(call: ControlCall) -> None:
+    _fill_ids(call.params.gpuIds, [card.node.gpu_id for card in call.driver.cards])
+    _fill_ids(call.params.excludedGpuIds, [])
+
+
+@control("NV0000_CTRL_CMD_GPU_ATTACH_IDS", RmClient)
+def attach_ids(call: ControlCall) -> None:
+    wanted = [gpu_id for gpu_id in call.params.gpuIds if gpu_id != _NO_GPU]
+    cards = call.driver.cards if wanted[:1] == [0x0000FFFF] else [call.gpu(gpu_id) for gpu_id in wanted]  # ATTACH_ALL_PROBED_IDS
+    for card in cards:
+        if card.lost:
+            call.params.failedId = card.node.gpu_id
+            refuse(Status.NV_ERR_GPU_IS_LOST)
+        card.attached += 1
+
+
+@control("NV0000_CTRL_CMD_GPU_DETACH_IDS", RmClient)
+def detach_ids(call: ControlCall) -> None:
+    for gpu_id in [one for one in call.params.gpuIds if one != _NO_GPU]:
+        card = call.gpu(gpu_id)
+        card.attached = max(0, card.attached - 1)
+
+
+@control("NV0000_CTRL_CMD_GPU_GET_ID_INFO_V2", RmClient)
+def id_info(call: ControlCall) -> None:
+    card = call.gpu(call.params.gpuId)
+    if not card.ready:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    params = call.params
+    params.gpuFlags, params.deviceInstance, params.subDeviceInstance = 1, card.node.index, 0
+    params.sliStatus, params.boardId, params.gpuInstance, params.numaId = 0, card.node.bus << 8, card.node.index, -1
+
+
+@control("NV0000_CTRL_CMD_GPU_GET_PCI_INFO", RmClient)
+def pci_info(call: ControlCall) -> None:
+    card = call.gpu(call.params.gpuId)
+    call.params.domain, call.params.bus, call.params.slot = 0, card.node.bus, 0
+
+
+@control("NV0000_CTRL_CMD_GPU_GET_UUID_FROM_GPU_ID", RmClient)
+def uuid_from_gpu_id(call: ControlCall) -> None:
+    _write_uuid(call, call.gpu(call.params.gpuId), call.params.gpuUuid, call.params.flags)
+    call.params.uuidStrLen = 16 if call.params.flags & 3 == _BINARY else len(call.gpu(call.params.gpuId).node.uuid_text) + 1
+
+
+def _write_uuid(call: ControlCall, card: Card, place: Any, flags: int) -> None:
+    data = card.node.uuid if flags & 3 == _BINARY else card.node.uuid_text.encode() + b"\0"
+    call.driver.tables.nvrm.ffi.buffer(place)[:len(data)] = data
+
+
+@control("NV0000_CTRL_CMD_SYSTEM_GET_P2P_CAPS_V2", RmClient)
+def p2p_caps(call: ControlCall) -> None:
+    params = call.params
+    count = params.gpuCount
+    if not 0 < count <= 32:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    cards = [call.gpu(params.gpuIds[index]) for index in range(count)]
+    pairs = [(one, other) for one in cards for other in cards if one is not other]
+    kinds = {call.driver.link(one, other) for one, other in pairs} or {None}
+    caps = P2pCaps(0)
+    if None not in kinds:
+        caps = P2pCaps.READS_SUPPORTED | P2pCaps.WRITES_SUPPORTED | P2pCaps.PROP_SUPPORTED
+        caps |= P2pCaps.NVLINK_SUPPORTED | P2pCaps.ATOMICS_SUPPORTED if kinds == {"nvlink"} else P2pCaps.PCI_SUPPORTED
+    params.p2pCaps = caps
+    bits = (P2pCaps.READS_SUPPORTED, P2pCaps.WRITES_SUPPORTED, P2pCaps.NVLINK_SUPPORTED, P2pCaps.ATOMICS_SUPPORTED,
+            P2pCaps.PROP_SUPPORTED, P2pCaps.LOOPBACK_SUPPORTED, P2pCaps.PCI_SUPPORTED)
+    for index in range(len(params.p2pCapsStatus)):
+        allowed = index < len(bits) and bool(caps & bits[index])
+        params.p2pCapsStatus[index] = P2pStatus.OK if allowed else P2pStatus.NOT_SUPPORTED
+    for row, one in enumerate(cards):
+        for column, other in enumerate(cards):
+            reached = one is other or call.driver.link(one, other) is not None
+            params.busPeerIds[row * count + column] = column if reached else _NO_GPU
+            params.busEgmPeerIds[row * count + column] = _NO_GPU
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The GPU
+
+
+@control("NV0080_CTRL_CMD_GPU_GET_CLASSLIST", Device)
+def class_list(call: ControlCall) -> None:
+    classes, params = call.card.model.classes, call.params
+    if params.classList:
+        if params.numClasses < len(classes):
+            refuse(Status.NV_ERR_INVALID_PARAM_STRUCT)
+        call.call.process.memory.write(params.classList, b"".join(one.to_bytes(4, "little") for one in classes))
+    params.numClasses = len(classes)
+
+
+@control("NV0080_CTRL_CMD_GPU_GET_CLASSLIST_V2", Device)
+def class_list_v2(call: ControlCall) -> None:
+    classes = call.card.model.classes
+    call.params.numClasses = len(classes)
+    for index, one in enumerate(classes):
+        call.params.classList[index] = one
+
+
+@control("NV0080_CTRL_CMD_GPU_GET_NUM_SUBDEVICES", Device, without_gpu=True)
+def num_subdevices(call: ControlCall) -> None:
+    call.params.numSubDevices = 1
+
+
+@control("NV2080_CTRL_CMD_GPU_GET_GID_INFO", Subdevice, without_gpu=True)
+def gid_info(call: ControlCall) -> None:
+    if call.params.index:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    _write_uuid(call, call.card, call.params.data, call.params.flags)
+    call.params.length = 16 if call.params.flags & 3 == _BINARY else len(call.card.node.uuid_text) + 1
+
+
+@control("NV2080_CTRL_CMD_GPU_GET_NAME_STRING", Subdevice)
+def name_string(call: ControlCall) -> None:
+    text = call.card.model.name.encode()
+    name = call.params.gpuNameString
+    if call.params.gpuNameStringFlags:
+        if not hasattr(name, "unicode"):  # from 595 on there is no other form than ASCII
+            refuse(Status.NV_ERR_INVALID_ARGUMENT)
+        for index, letter in enumerate(text):
+            name.unicode[index] = letter
+    else:
+        for index, letter in enumerate(text):
+            name.ascii[index] = letter
+
+
+@control("NV2080_CTRL_CMD_GPU_GET_ENGINES_V2", Subdevice)
+def engines(call: ControlCall) -> None:
+    found = call.card.model.engines
+    call.params.engineCount = len(found)
+    for index, engine in enumerate(found):
+        call.params.engineList[index] = engine
+
+
+@control("NV2080_CTRL_CMD_GPU_GET_INFO_V2", Subdevice)
+def gpu_info(call: ControlCall) -> None:
+    if call.params.gpuInfoListSize > len(call.params.gpuInfoList):
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    for index in range(call.params.gpuInfoListSize):
+        row = call.params.gpuInfoList[index]
+        row.data = call.card.model.sm_version if row.index == 0x2C else 0  # NV2080_CTRL_GPU_INFO_INDEX_GPU_SM_VERSION
+
+
+@control("NV2080_CTRL_CMD_MC_GET_ARCH_INFO", Subdevice)
+def arch_info(call: ControlCall) -> None:
+    model = call.card.model
+    call.params.architecture, call.params.implementation = model.architecture, model.implementation
+    call.params.revision, call.params.subRevision = 0xA1, 0
+
+
+def _gr_info(card: Card, index: int) -> int:
+    """0 for what this model does not tell, as RM gives for what a chip lacks."""
+    model = card.model
+    known: dict[int, int] = {
+        GrInfo.SM_VERSION: model.sm_version, GrInfo.MAX_WARPS_PER_SM: model.warps_per_sm, GrInfo.MAX_THREADS_PER_WARP: 32,
+        GrInfo.LITTER_NUM_GPCS: model.most_gpcs, GrInfo.LITTER_NUM_TPC_PER_GPC: model.most_tpcs,
+        GrInfo.GPU_CORE_COUNT: model.sms * (64 if model.sm in (75, 80) else 128), GrInfo.LITTER_NUM_SM_PER_TPC: 2,
+        GrInfo.MAX_SUBCONTEXT_COUNT: 64,
+    }
+    return known.get(index, 0)
+
+
+@control("NV2080_CTRL_CMD_GR_GET_INFO", Subdevice)
+def gr_info(call: ControlCall) -> None:
+    params, memory = call.params, call.call.process.memory
+    if not params.grInfoListSize or not params.grInfoList:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    if params.grInfoListSize > 0x100:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    words = bytearray(memory.read(params.grInfoList, 8 * params.grInfoListSize))
+    for at in range(0, len(words), 8):
+        index = int.from_bytes(words[at:at + 4], "little")
+        words[at + 4:at + 8] = _gr_info(call.card, index).to_bytes(4, "little")
+    memory.write(params.grInfoList, bytes(words))
+
+
+@control("NV2080_CTRL_CMD_GR_GET_INFO_V2", Subdevice)
+def gr_info_v2(call: ControlCall) -> None:
+    if call.params.grInfoListSize > len(call.params.grInfoList):
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    for index in range(call.params.grInfoListSize):
+        row = call.params.grInfoList[index]
+        row.data = _gr_info(call.card, row.index)
+
+
+@control("NV2080_CTRL_CMD_GR_GET_GPC_MASK", Subdevice)
+def gpc_mask(call: ControlCall) -> None:
+    call.params.gpcMask = (1 << len(call.card.model.tpcs)) - 1
+
+
+@control("NV2080_CTRL_CMD_GR_GET_TPC_MASK", Subdevice)
+def tpc_mask(call: ControlCall) -> None:
+    tpcs = call.card.model.tpcs
+    if call.params.gpcId >= len(tpcs):
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    call.params.tpcMask = (1 << tpcs[call.params.gpcId]) - 1
+
+
+@control("NV2080_CTRL_CMD_GR_GET_GLOBAL_SM_ORDER", Subdevice)
+def global_sm_order(call: ControlCall) -> None:
+    params, number = call.params, 0
+    for gpc, tpcs in enumerate(call.card.model.tpcs):
+        for tpc in range(tpcs):
+            for sm in range(2):
+                row = params.globalSmId[number]
+                row.gpcId, row.localTpcId, row.localSmId, row.globalTpcId = gpc, tpc, sm, number // 2
+                row.virtualGpcId = gpc
+                number += 1
+    params.numSm, params.numTpc = number, number // 2
+
+
+@control("NV2080_CTRL_CMD_FB_GET_INFO_V2", Subdevice)
+def fb_info(call: ControlCall) -> None:
+    card, params = call.card, call.params
+    if params.fbInfoListSize > len(params.fbInfoList):
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    node, model = card.node, card.model
+    known = {
+        FbInfo.BAR1_SIZE: node.bar1_bytes, FbInfo.BAR1_AVAIL_SIZE: node.bar1_bytes - card.bar1_used,
+        FbInfo.RAM_SIZE: model.vram_bytes, FbInfo.TOTAL_RAM_SIZE: model.vram_bytes, FbInfo.USABLE_RAM_SIZE: node.vram_usable,
+        FbInfo.HEAP_SIZE: node.vram_usable, FbInfo.HEAP_FREE: node.vram_usable - card.vram_used,
+        FbInfo.L2CACHE_SIZE: model.l2_kib << 20, FbInfo.BUS_WIDTH: model.bus_bits << 10,
+    }
+    for index in range(params.fbInfoListSize):
+        row = params.fbInfoList[index]
+        data = known.get(row.index, 0)  # in KiB, but the last two: bytes, and bits
+        row.data = data >> 10
+
+
+@control("NV2080_CTRL_CMD_FB_FLUSH_GPU_CACHE", Subdevice)
+def flush_gpu_cache(call: ControlCall) -> None:
+    if call.params.addressArraySize > len(call.params.addressArray):
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+
+
+def _ce_caps(call: ControlCall) -> None:
+    model, engine = call.card.model, call.params.ceEngineType
+    if engine not in model.engines or engine == EngineType.GRAPHICS:
+        refuse(Status.NV_ERR_NOT_SUPPORTED)
+    # The first two copy engines share the graphics engine's runlist.
+    call.params.capsTbl[0] = _SYSMEM_READ_WRITE | (_GRCE if model.engines.index(engine) <= 2 else _SHARED)
+    call.params.capsTbl[1] = 0
+
+
+control("NV2080_CTRL_CMD_CE_GET_CAPS_V2", Subdevice)(_ce_caps)
+control("NV2080_CTRL_CMD_CE_GET_PHYSICAL_CAPS", Subdevice)(_ce_caps)
+
+
+@control("NV2080_CTRL_CMD_TIMER_GET_TIME", Subdevice)
+def timer_get_time(call: ControlCall) -> None:
+    from devrt.virtual.nvidia.engine import now
+    call.params.time_nsec = now()
+
+
+@control("NV2080_CTRL_CMD_TIMER_GET_GPU_CPU_TIME_CORRELATION_INFO", Subdevice)
+def time_correlation(call: ControlCall) -> None:
+    from devrt.virtual.nvidia.engine import now
+    params = call.params
+    if params.cpuClkId not in (1, 2, 3) or not 0 < params.sampleCount <= len(params.samples):
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    for index in range(params.sampleCount):
+        sample = params.samples[index]
+        sample.gpuTime = now()
+        sample.cpuTime = time.clock_gettime_ns(time.CLOCK_REALTIME if params.cpuClkId != 2 else time.CLOCK_MONOTONIC_RAW) // (
+            1000 if params.cpuClkId == 1 else 1)
+
+
+@control("NV2080_CTRL_CMD_PERF_BOOST", Subdevice)
+def perf_boost(call: ControlCall) -> None:
+    if call.params.flags & 3 == 3:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+
+
+@control("NV2080_CTRL_CMD_EVENT_SET_NOTIFICATION", Subdevice)
+def set_notification(call: ControlCall) -> None:
+    if call.params.event >= 199 or call.params.action > 2:  # NV2080_NOTIFIERS_MAXCOUNT; disable, single, repeat
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Channels
+
+
+def _schedulable(one: ChannelObject) -> bool:
+    """Context-switch buffers must have their addresses, which REGISTER_CHANNEL gives them (kchannelIsSchedulable)."""
+    return one.gpu_channel.engine != EngineType.GRAPHICS or one.registered is not None or not one.children
+
+
+def _schedule(call: ControlCall, channels: list[ChannelObject]) -> None:
+    if not channels or call.params.bEnable and not all(_schedulable(one) for one in channels):
+        refuse(Status.NV_ERR_INVALID_STATE)
+    for one in channels:
+        one.scheduled = bool(call.params.bEnable)
+        call.card.engine.enable(one.gpu_channel, one.scheduled)
+
+
+@control("NVA06C_CTRL_CMD_GPFIFO_SCHEDULE", Group)
+def schedule_group(call: ControlCall) -> None:
+    _schedule(call, call.target.channels)
+
+
+@control("NVA06F_CTRL_CMD_GPFIFO_SCHEDULE", ChannelObject)
+def schedule_channel(call: ControlCall) -> None:
+    if isinstance(call.target.parent, Group):  # the group is scheduled as a whole
+        refuse(Status.NV_ERR_INVALID_STATE)
+    _schedule(call, [call.target])
+
+
+@control("NVA06F_CTRL_CMD_BIND", ChannelObject)
+def bind(call: ControlCall) -> None:
+    if call.params.engineType != call.target.gpu_channel.engine:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+
+
+@control("NVC36F_CTRL_CMD_GPFIFO_GET_WORK_SUBMIT_TOKEN", ChannelObject)
+def work_submit_token(call: ControlCall) -> None:
+    call.params.workSubmitToken = call.target.gpu_channel.token
+
+
+@control("NV906F_CTRL_CMD_RESET_CHANNEL", ChannelObject)
+def reset_channel(call: ControlCall) -> None:
+    refuse(Status.NV_ERR_INSUFFICIENT_PERMISSIONS)
+
+
+@control("NV906F_CTRL_CMD_GET_MMU_FAULT_INFO", ChannelObject)
+def mmu_fault_info(call: ControlCall) -> None:
+    engine = call.card.started
+    fault = next((one for one in (engine.mmu_faults if engine else ()) if one.channel is call.target.gpu_channel), None)
+    if fault is None:
+        return
+    call.params.addrHi, call.params.addrLo = fault.address >> 32, fault.address & 0xFFFFFFFF
+    call.params.faultType, call.params.faultString = fault.fault_type, f"FAULT_{fault.fault_type.name}".encode()[:31]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The debugger
+
+
+@control("NV83DE_CTRL_CMD_SM_DEBUG_MODE_ENABLE", Debugger)
+def debug_mode_enable(call: ControlCall) -> None:
+    pass
+
+
+@control("NV83DE_CTRL_CMD_SM_DEBUG_MODE_DISABLE", Debugger)
+def debug_mode_disable(call: ControlCall) -> None:
+    pass
+
+
+@control("NV83DE_CTRL_CMD_DEBUG_SET_EXCEPTION_MASK", Debugger)
+def set_exception_mask(call: ControlCall) -> None:
+    pass
+
+
+def _target(call: ControlCall) -> Any:
+    """The channel that a debugger's control is about. Raises Refused."""
+    handle = call.params.hTargetChannel
+    app = call.target.target.client
+    own = call.target.target.parent
+    one = app.find(handle) if handle else own
+    if not isinstance(one, ChannelObject):
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    return one.gpu_channel
+
+
+def _group_of(channel: Any, other: Any) -> bool:
+    return other is channel or channel.group is not None and other.group is channel.group
+
+
+def _write_state(row: Any, state: Any) -> None:
+    row.hwwGlobalEsr, row.hwwWarpEsr, row.hwwWarpEsrPc = state.global_esr, state.warp_esr, state.pc & 0xFFFFFFFF
+    row.hwwWarpEsrPc64, row.hwwEsrAddr = state.pc, state.address
+    row.hwwGlobalEsrReportMask = row.hwwWarpEsrReportMask = 0xFFFFFFFF
+
+
+@control("NV83DE_CTRL_CMD_DEBUG_READ_SINGLE_SM_ERROR_STATE", Debugger)
+def read_single_sm(call: ControlCall) -> None:
+    channel = _target(call)
+    if call.params.smID >= call.card.model.sms:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    for state in call.card.engine.sm_errors:
+        if state.sm == call.params.smID and _group_of(channel, state.channel):
+            _write_state(call.params.smErrorState, state)
+
+
+@control("NV83DE_CTRL_CMD_DEBUG_READ_ALL_SM_ERROR_STATES", Debugger)
+def read_all_sms(call: ControlCall) -> None:
+    params, channel = call.params, _target(call)
+    first, count = params.startingSM, params.numSMsToRead
+    if not 0 < count <= _MOST_SMS or first + count > call.card.model.sms:
+        refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    engine = call.card.engine
+    for state in engine.sm_errors:
+        if first <= state.sm < first + count and _group_of(channel, state.channel):
+            _write_state(params.smErrorStateArray[state.sm - first], state)
+    fault = next((one for one in engine.mmu_faults if _group_of(channel, one.channel)), None)
+    params.mmuFault.valid = int(fault is not None)
+    params.mmuFaultInfo = params.mmuFault.faultInfo = fault.fault_type if fault is not None else 0
+
+
+@control("NV83DE_CTRL_CMD_DEBUG_CLEAR_ALL_SM_ERROR_STATES", Debugger)
+def clear_all_sms(call: ControlCall) -> None:
+    call.card.engine.clear_errors(_target(call))
+
+
+@control("NV83DE_CTRL_CMD_DEBUG_READ_MMU_FAULT_INFO", Debugger)
+def read_mmu_faults(call: ControlCall) -> None:
+    channel = call.target.target.parent.gpu_channel
+    found = [one for one in call.card.engine.mmu_faults if _group_of(channel, one.channel)][:_MOST_FAULTS]
+    for index, fault in enumerate(found):
+        row = call.params.mmuFaultInfoList[index]
+        row.faultAddress, row.faultType, row.accessType = fault.address, fault.fault_type, fault.access_type
+    call.params.count = len(found)
+
+
+@control("NV00DE_CTRL_CMD_REQUEST_DATA_POLL", SharedData)
+def request_data_poll(call: ControlCall) -> None:
+    call.target.polled = call.params.polledDataMask
