@@ -35,6 +35,7 @@ class Channel:
     userd: memoryview            # USERD_BYTES, writable
     notifier: memoryview | None  # slots of NOTIFIER_BYTES, writable
     classes: tuple[int, ...]
+    host_class: int
     group: object = None         # channels of one group stop together
     error: ChannelError | None = None
 

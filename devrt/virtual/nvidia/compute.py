@@ -208,7 +208,7 @@ class Compute(Engine):
     def _local_memory(self) -> qmd_check.LocalMemory:
         return qmd_check.LocalMemory(
             self.wide("SET_SHADER_LOCAL_MEMORY_A", "SET_SHADER_LOCAL_MEMORY_B"),
-            self.wide("SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_A", "SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_B"))
+            self.wide("SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_A", "SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_B"), self.port.tpcs)
 
     def _caches(self, f: Mapping[str, int], launch: Launch) -> None:
         """A constant bank or code that changed since a launch read it is stale, unless somebody invalidated it."""

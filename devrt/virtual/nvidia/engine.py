@@ -83,8 +83,9 @@ class Port:
     """What the engines of one channel reach. `client` is the unit that the MMU names in a fault, `who` what works now."""
 
     def __init__(self, channel: Channel, sm: int, faults: Faults, executor: Runs, track: Track, constants: Cache, code: Cache,
-                 interrupt: Callable[[Channel], None]) -> None:
+                 interrupt: Callable[[Channel], None], tpcs: int) -> None:
         self.channel, self.space, self.sm, self.faults, self.executor = channel, channel.space, sm, faults, executor
+        self.tpcs = tpcs
         self.track, self.constants, self.code = track, constants, code
         self.client, self.who = "HUBCLIENT_HOST", ""
         self.posts: list[Callable[[], None]] = []  # what to tell the driver once the engine holds no lock

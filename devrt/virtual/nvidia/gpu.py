@@ -49,7 +49,8 @@ class _Runner:
     def __init__(self, gpu: VirtualGpu, channel: Channel) -> None:
         self.gpu, self.channel = gpu, channel
         self.track = gpu.order.track()
-        self.port = Port(channel, gpu.sm, gpu.faults, gpu.executor, self.track, gpu.constants, gpu.code, gpu.interrupt)
+        self.port = Port(channel, gpu.sm, gpu.faults, gpu.executor, self.track, gpu.constants, gpu.code, gpu.interrupt,
+                         gpu.tpcs)
         self.host = Host(self.port)
         self.enabled = self.hung = self.gone = False
         self.lock = threading.RLock()  # held while methods are carried out
@@ -162,14 +163,14 @@ class _Runner:
 
 
 class VirtualGpu:
-    """A GPU of generation `sm`. `doorbell` is its usermode page. `report(channel, xid, message)` is called when a channel stops,
-    by the engine's thread and without a lock; each line of `message` is one of the kernel log; no channel: the whole GPU is
-    lost. `interrupt(channel)` is called when a channel asks for one. The GPU itself writes the notifier."""
+    """A GPU of generation `sm` with `tpcs` TPCs. `doorbell` is its usermode page. `report(channel, xid, message)` is called when
+    a channel stops, by the engine's thread and without a lock; each line of `message` is one of the kernel log; no channel: the
+    whole GPU is lost. `interrupt(channel)` is called when a channel asks for one. The GPU itself writes the notifier."""
 
     def __init__(self, sm: int, system: System, faults: Faults, report: Report, doorbell: memoryview, executor: Runs,
-                 interrupt: Callable[[Channel], None] = lambda channel: None) -> None:
+                 tpcs: int = 1, interrupt: Callable[[Channel], None] = lambda channel: None) -> None:
         self.sm, self.system, self.faults, self.executor = sm, system, faults, executor
-        self.report, self.interrupt = report, interrupt
+        self.report, self.interrupt, self.tpcs = report, interrupt, tpcs
         self.sm_errors: list[SmError] = []
         self.mmu_faults: list[MmuFault] = []
         self.order, self.constants, self.code = Order(), Cache(), Cache()

@@ -16,6 +16,7 @@ from devrt.virtual.nvidia.copy import Copy
 from devrt.virtual.nvidia.engine import M32, M64, Engine, Port, Refused, Step, method_rows
 from devrt.virtual.nvidia.faults import GRAPHICS, Pbdma, pbdma_error
 
+GENERATIONS = {0xC46F: 75, 0xC56F: 80, 0xC76F: 89, 0xC86F: 90, 0xC96F: 100, 0xCA6F: 120}  # GPFIFO class -> its methods
 _SUBCHANNELS = 5  # 5 to 7 are software's
 _COMPUTE, _COPY = 0xC0, 0xB5  # the low byte of a class says what it is
 _RESERVED_HEADER = HEADER.of(HOPPER).reserved
@@ -37,7 +38,8 @@ class Host:
     def __init__(self, port: Port) -> None:
         self.port, self.channel = port, port.channel
         self.get = self.put = 0
-        self.rows = method_rows(HOST, port.sm)
+        self.sm = GENERATIONS[self.channel.host_class]
+        self.rows = method_rows(HOST, self.sm)
         self.registers: dict[str, int] = {}
         self.engines: dict[int, Engine] = {}
         self.last: Engine | None = None  # the engine that methods went to last: the one that a wait for idle is about
@@ -73,8 +75,8 @@ class Host:
         length = raw >> 42 & 0x1FFFFF
         try:
             if not length:
-                return self._control(CONTROL_ENTRY.of(self.port.sm).unpack(raw))
-            fields = ENTRY.of(self.port.sm).unpack(raw)
+                return self._control(CONTROL_ENTRY.of(self.sm).unpack(raw))
+            fields = ENTRY.of(self.sm).unpack(raw)
         except BadField as error:
             raise self._error(Pbdma.GPENTRY, f"{error.what} [{raw:016x}]") from error
         if fields["fetch_conditional"]:
@@ -86,7 +88,7 @@ class Host:
 
     def _control(self, fields: Mapping[str, int]) -> tuple[int, ...]:
         opcode, operand = fields["opcode"], fields["operand"]
-        if opcode == GpOpcode.SET_PB_SEGMENT_EXTENDED_BASE and self.port.sm >= HOPPER:
+        if opcode == GpOpcode.SET_PB_SEGMENT_EXTENDED_BASE and self.sm >= HOPPER:
             if operand & ~0x1FFFF00:
                 raise self._error(Pbdma.GPENTRY, f"SET_PB_SEGMENT_EXTENDED_BASE has no operand {operand:#x}")
             self._base = (operand >> 8) << 40

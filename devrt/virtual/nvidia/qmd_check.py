@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from devrt.nvidia import qmd
-from devrt.nvidia.fields import HOPPER, TURING, BadField
+from devrt.nvidia.fields import BadField
 from devrt.virtual.memory import AddressSpace
 from devrt.virtual.nvidia.dispatch import Launch
 from devrt.virtual.nvidia.engine import Refused
@@ -25,6 +25,7 @@ _CODE_ALIGNMENT = 128
 _CONSTANT_BYTES, _CONSTANT_ALIGNMENT = 65536, 64
 _SHARED_UNIT = 128
 _LOCAL_UNIT = 16
+_SMS = 2  # of a TPC
 _SCHEDULE, _INVALIDATE_COPY_SCHEDULE = 1, 3  # DEPENDENT_QMD0_ACTION
 
 
@@ -52,11 +53,11 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class LocalMemory:
-    """What the channel set up for local memory: SHADER_LOCAL_MEMORY and NON_THROTTLED. Bytes of one TPC, SMs of one TPC."""
+    """What the channel set up for local memory: SHADER_LOCAL_MEMORY, NON_THROTTLED (bytes of a TPC), and the GPU's TPCs."""
 
     base: int
     tpc_bytes: int
-    sms_per_tpc: int = 2
+    tpcs: int
 
 
 @functools.lru_cache(maxsize=1024)
@@ -155,10 +156,10 @@ def _local(f: Mapping[str, int], size: int, limits: Limits, local: LocalMemory, 
         return
     name = names[0] if f[names[0]] else names[1]
     warp = -(-size * 32 // 0x200) * 0x200
-    _need(f, name, warp * limits.warps * local.sms_per_tpc <= local.tpc_bytes,
-          f"{limits.warps * local.sms_per_tpc} warps of {warp} bytes need more than SET_SHADER_LOCAL_MEMORY_NON_THROTTLED's "
+    _need(f, name, warp * limits.warps * _SMS <= local.tpc_bytes,
+          f"{limits.warps * _SMS} warps of {warp} bytes need more than SET_SHADER_LOCAL_MEMORY_NON_THROTTLED's "
           f"{local.tpc_bytes:#x} bytes of a TPC")
-    pieces(space, local.base, local.tpc_bytes, "write")
+    pieces(space, local.base, local.tpc_bytes * local.tpcs, "write")
 
 
 def _prefetch(f: Mapping[str, int], space: AddressSpace) -> None:
@@ -178,8 +179,3 @@ def _constants(f: Mapping[str, int], space: AddressSpace) -> dict[int, tuple[int
             pieces(space, address, size, "read")
             found[n] = address, size
     return found
-
-
-def generation(class_id: int) -> int:
-    """The lowest generation of a compute class."""
-    return {0xC5C0: TURING, 0xC6C0: 80, 0xC7C0: 86, 0xC9C0: 89, 0xCBC0: HOPPER, 0xCDC0: 100, 0xCEC0: 120}[class_id]

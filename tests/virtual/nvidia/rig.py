@@ -30,6 +30,7 @@ WAIT_S = 10.0
 SHARED_WINDOW, LOCAL_WINDOW = 0x7294_0000_0000, 0x7293_0000_0000
 COMPUTE = {75: 0xC5C0, 80: 0xC6C0, 86: 0xC7C0, 89: 0xC9C0, 90: 0xCBC0, 120: 0xCEC0}
 COPY = {75: 0xC5B5, 80: 0xC6B5, 86: 0xC7B5, 89: 0xC7B5, 90: 0xC8B5, 120: 0xCAB5}
+HOST = {75: 0xC46F, 80: 0xC56F, 86: 0xC56F, 89: 0xC56F, 90: 0xC86F, 120: 0xCA6F}
 _numbers = itertools.cycle(range(60))
 Play = Callable[[Launch, AddressSpace], None]
 
@@ -64,7 +65,7 @@ class Rig:
         self.told: list[tuple[Channel | None, int, str]] = []
         self.interrupts: list[Channel] = []
         self.gpu = VirtualGpu(sm, self.system, self.faults, lambda *told: self.told.append(told), memoryview(self.page),
-                              executor or self.player, self.interrupts.append)
+                              executor or self.player, 2, self.interrupts.append)
         self._next = 0x10_0000_0000 + (next(_numbers) << 33)  # below 2^40, and no two rigs have the same addresses
         self._mapped: list[tuple[int, int]] = []
         self._channels = 0
@@ -131,7 +132,8 @@ class Line:
         classes = (COMPUTE[sm], COPY[sm]) if engine == GRAPHICS else (COPY[sm],)
         values = {
             "id": number, "token": 0x10000 + number, "engine": engine, "space": rig.space, "gpfifo_va": self.ring,
-            "gpfifo_entries": entries, "userd": memoryview(self.userd), "notifier": memoryview(self.notifier), "classes": classes}
+            "gpfifo_entries": entries, "userd": memoryview(self.userd), "notifier": memoryview(self.notifier), "classes": classes,
+            "host_class": HOST[sm]}
         self.channel = Channel(**{**values, **fields})
         rig.gpu.attach(self.channel)
         rig.gpu.enable(self.channel, True)
