@@ -66,11 +66,11 @@ class NvidiaQueue(GpuQueue):
     def _make_ring(self, compute: bool) -> Channel:
         device = self.device
         if compute:
-            channel = Channel(device, device.compute_engine, EngineType.GRAPHICS, f"{self.name} compute")
+            channel = Channel(device, device.compute_engine, EngineType.GRAPHICS, f"{self.name} queue's compute")
             methods = device.compute_engine.setup(device.objects.classes.compute, device.driver.shared_window,
                                                   device.driver.local_window)
         else:
-            channel = Channel(device, device.copy_engine, device.copy_kind(self._compute), f"{self.name} copy")
+            channel = Channel(device, device.copy_engine, device.copy_kind(self._compute), f"{self.name} queue's copy")
             methods = device.copy_engine.setup(device.objects.classes.copy)
         self._put(channel, methods.tobytes())
         return channel
