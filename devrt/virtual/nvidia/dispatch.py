@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,10 +57,11 @@ _WRITES = ("STG", "ST", "RED", "ATOM", "ATOMG")
 
 
 class Executor:
-    """Runs the warps of launches on one GPU, one launch at a time. `budget`: branches backwards before a warp counts as hung."""
+    """Runs the warps of launches on one GPU, one launch at a time. `budget`: branches backwards before a warp counts as hung.
+    `mufu_error`: how many units in the last place MUFU is off (translate/special.py)."""
 
-    def __init__(self, sm: int, system: System, budget: int = _BUDGET) -> None:
-        self.sm, self.system, self.budget = sm, system, budget
+    def __init__(self, sm: int, system: System, budget: int = _BUDGET, mufu_error: int = 0) -> None:
+        self.sm, self.system, self.budget, self.mufu_error = sm, system, budget, mufu_error
         self.kernels: dict[tuple[int, int], Kernel] = {}
         self.clock = np.zeros(1, np.uint64)
         self.stop = np.zeros(1, np.uint8)
@@ -76,12 +77,17 @@ class Executor:
             for va, nbytes, written in space.touched():
                 (launch.touched.wrote if written else launch.touched.read)(va, nbytes)
 
+    def code(self, launch: Launch) -> list[tuple[int, bytes]]:
+        """(address, bytes) of the instructions that a launch ran last time; nothing where it never ran."""
+        found = self.kernels.get((launch.entry, launch.registers))
+        return found.parts if found is not None else []
+
     def _kernel(self, launch: Launch, space: AddressSpace) -> Kernel:
         """The kernel at the entry, translated unless its code is known and the same."""
         key = (launch.entry, launch.registers)
         found = self.kernels.get(key)
-        if found is None or not found.unchanged(space):
-            found = self.kernels[key] = Kernel(self.sm, launch.entry, launch.registers, space)
+        if found is None or not found.unchanged(launch, space):
+            found = self.kernels[key] = Kernel(self.sm, launch, space, self.mufu_error)
         return found
 
     def _room(self, name: str, thread: int, nbytes: int) -> int:
@@ -134,7 +140,7 @@ class Executor:
         for bank, (reach, pc) in kernel.banks.items():
             va, nbytes = launch.constants.get(bank, (0, 0))
             if reach > nbytes:
-                raise WarpFault("outside constant bank", pc, 0, -1, f"byte {reach - 4:#x} of c[{bank:#x}], which has {nbytes} bytes")
+                raise WarpFault("outside constant bank", pc, 0, -1, f"byte {reach - 4:#x} of bank {bank} of {nbytes} bytes")
             found[bank] = np.frombuffer(space.read(va, nbytes) + bytes(16), np.uint8)
         return found
 
@@ -171,25 +177,44 @@ def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
 class Kernel:
     """The native code of one kernel."""
 
-    def __init__(self, sm: int, entry: int, registers: int, space: AddressSpace) -> None:
+    def __init__(self, sm: int, launch: Launch, space: AddressSpace, mufu_error: int = 0) -> None:
+        entry = launch.entry
         if sm not in GENERATIONS:
             raise WarpFault("unsupported", entry, 0, -1, f"no instruction set of sm_{sm}")
         self.base, code = window(space, entry)
         try:
-            function = Function(code, entry - self.base, sm, registers)
+            function = Function(code, entry - self.base, sm, launch.registers, _Banks(launch, space), mufu_error)
         except IllegalInstruction as e:
             raise WarpFault("illegal instruction", self.base + e.address, 0, -1, e.detail) from e
         self.instructions, self.hazards = function.instructions, function.hazards
         self.parts = [(self.base + a, code[a:b]) for a, b in spans(self.instructions)]
         self.run = native.function(function.text())
+        self.tables = function.tables
         self.banks = {bank: (reach, entry) for bank, reach in function.w.banks.items()}
 
-    def unchanged(self, space: AddressSpace) -> bool:
-        """Whether the code is still what was translated."""
-        return all(space.read(va, len(code)) == code for va, code in self.parts)
+    def unchanged(self, launch: Launch, space: AddressSpace) -> bool:
+        """Whether the code, and the tables it branches by, are still what was translated."""
+        return all(space.read(va, len(code)) == code for va, code in self.parts) and all(
+            _Banks(launch, space)[bank][at:] == content for (bank, at), content in self.tables.items())
 
     def instruction(self, pc: int) -> Instruction | None:
         return self.instructions.get(pc - self.base)
+
+
+class _Banks(Mapping[int, bytes]):
+    """The constant banks of a launch, read when they are asked for."""
+
+    def __init__(self, launch: Launch, space: AddressSpace) -> None:
+        self.places, self.space = launch.constants, space
+
+    def __getitem__(self, bank: int) -> bytes:
+        return self.space.read(*self.places[bank])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
 
 
 def spans(addresses: Iterable[int]) -> list[tuple[int, int]]:

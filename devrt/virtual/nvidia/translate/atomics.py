@@ -14,6 +14,8 @@ RULES: dict[str, Rule] = {}
 _NEED = (Access.VALID | Access.WRITE | Access.DIRTY).value
 _GLOBAL, _SHARED, _GENERIC = 0, 1, 2
 _SPACE = {"ATOMG": _GLOBAL, "RED": _GLOBAL, "ATOMS": _SHARED, "ATOM": _GENERIC}
+_TYPES = {"F32": "f32", "F64": "f64", "F16X2": "f16x2", "F16": "f16x2", "BF16X2": "bf16x2", "BF16": "bf16x2",
+          "U64": "u64", "S64": "s64", "64": "u64", "S32": "s32"}
 _OPERATIONS = {"ADD": "add", "AND": "and", "OR": "or", "XOR": "xor", "EXCH": "xchg", "INC": "uinc_wrap", "DEC": "udec_wrap"}
 
 
@@ -29,17 +31,17 @@ def atomic(w: Writer, i: Instruction) -> None:
     def number(o: Operand) -> str:
         return w.word64(o) if width == 64 else w.word(o)
     at = address(w, a, space != _SHARED)
-    if "POPC" in i.mods:  # .POPC.INC counts the lanes of an address together
-        value = "splat (i32 1)"
-    else:
-        value = number(data[-1])
+    value = "splat (i32 1)" if "POPC" in i.mods else number(data[-1])  # .POPC.INC counts the lanes of an address together
     compare = number(data[0]) if name == "cmpxchg" else "zeroinitializer"
     function = f"atomic_{name}_{kind}"
     w.helpers["atomic_host"] = _HOST
     w.helpers[function] = _text(function, name, kind, e)
-    old = w.call(t, function, ("ptr", "%c"), (w.vec("i64"), at), (t, value), (t, compare), ("i32", w.lanes()), ("i32", str(space)),
-                 ("ptr", "%ok"))
+    old = w.call(t, function, ("ptr", "%c"), (w.vec("i64"), at), (t, value), (t, compare), ("i32", w.lanes()),
+                 ("i32", str(space)), ("ptr", "%ok"))
     w.check()
+    if "CAST" in i.mods:  # whether it was stored
+        same = w.op(f"icmp eq {t} {old}, {compare}")
+        old = w.op(f"zext {w.vec('i1')} {same} to {t}")
     out = [o for o in i.dsts if isinstance(o.value, Reg) and o not in outcomes(i)]
     if out:
         if width == 64:
@@ -51,12 +53,10 @@ def atomic(w: Writer, i: Instruction) -> None:
 def operation(i: Instruction) -> tuple[str, str]:
     """(LLVM's operation, type) of an atomic: u32, s32, u64, s64, f32, ftz32, f64, f16x2, bf16x2."""
     mods = {m.upper() for m in i.mods}
-    if "F32" in mods:
-        kind = "ftz32" if "FTZ" in mods else "f32"
-    else:
-        kind = next((k for m, k in (("F64", "f64"), ("F16X2", "f16x2"), ("F16", "f16x2"), ("BF16X2", "bf16x2"), ("BF16", "bf16x2"),
-                                    ("U64", "u64"), ("S64", "s64"), ("64", "u64"), ("S32", "s32")) if m in mods), "u32")
-    if "CAS" in mods:
+    kind = next((k for m, k in _TYPES.items() if m in mods), "u32")
+    if kind == "f32" and "FTZ" in mods:
+        kind = "ftz32"
+    if mods & {"CAS", "CAST"}:
         return "cmpxchg", kind
     for which in ("MIN", "MAX"):
         if which in mods:
@@ -161,7 +161,8 @@ def _text(function: str, name: str, kind: str, e: str) -> str:
     """The function that does one atomic operation lane by lane."""
     t, size = f"<{LANES} x {e}>", int(e[1:]) // 8
     if name == "cmpxchg":
-        body = f"  %pair = cmpxchg ptr %p, {e} %k, {e} %x seq_cst seq_cst\n  %old = extractvalue {{ {e}, i1 }} %pair, 0\n  br label %next"
+        body = (f"  %pair = cmpxchg ptr %p, {e} %k, {e} %x seq_cst seq_cst\n"
+                f"  %old = extractvalue {{ {e}, i1 }} %pair, 0\n  br label %next")
     elif name == "fadd":
         body = (f"  %first = load atomic {e}, ptr %p monotonic, align {size}\n  br label %again\nagain:\n"
                 f"  %seen = phi {e} [ %first, %go ], [ %now, %again ]\n{_SUMS[kind]}"

@@ -1,7 +1,7 @@
 """Barriers of a block: BAR.SYNC, BAR.ARV, BAR.RED, and the result of the last.
 
-A warp takes part when all of its lanes that live have come; a barrier without a number of threads waits for every warp that lives.
-Lanes wait in the state: the warp gives way once none of them can run, and may run again when the barrier is complete.
+A warp takes part when all of its lanes that live have come; a barrier without a number of threads waits for every warp that
+lives. Lanes wait in the state: the warp gives way once none of them can run, and may run again when the barrier is complete.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def bar(f: Function, i: Instruction, block: FlowBlock) -> bool:
         return True
     after = w.at + 16
     on, wait = f"r{after}", w.new_label("wait")
-    f.resumes[after] = on
+    f.resumes.setdefault(after, on)
     w.line(f"br i1 {complete}, label %{on}, label %{wait}")
     w.start(wait)
     if w.masked:

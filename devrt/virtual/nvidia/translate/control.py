@@ -53,11 +53,11 @@ def go(f: Function, target: int) -> None:
     if target <= w.at:
         spend(f)
     if not w.masked:
-        w.line(f"br label %b{target}")
+        w.line(f"br label %L{target}")
         return
     part = w.new_label("part")
     others = w.get("others", "i32")
-    w.line(f"br i1 {w.op(f'icmp eq i32 {others}, 0')}, label %b{target}, label %{part}")
+    w.line(f"br i1 {w.op(f'icmp eq i32 {others}, 0')}, label %L{target}, label %{part}")
     w.start(part)
     places(f, w.active(), str(target))
     w.line("br label %schedule")
@@ -124,8 +124,10 @@ def _diverged(f: Function, i: Instruction, block: FlowBlock) -> None:
     if not w.masked:
         go(f, not_there)
         return
-    o = next(o for o in i.srcs if isinstance(o.value, Reg) and o.value.file is File.UR)
-    mask = "-1" if o.value.zero and o.inv else w.reg(o.value)
+    mask = "-1"
+    for o in i.srcs:
+        if isinstance(o.value, Reg) and o.value.file is File.UR and not (o.value.zero and o.inv):
+            mask = w.reg(o.value)
     wanted = w.op(f"and i32 {w.get('live', 'i32')}, {mask}")
     away = w.op(f"and i32 {wanted}, {w.op(f'xor i32 {w.active()}, -1')}")
     yes, no = w.new_label("div"), w.new_label("conv")
@@ -171,7 +173,7 @@ def indirect(f: Function, i: Instruction, block: FlowBlock) -> bool:
         return False
     place = w.of_first(at)
     lost = w.new_label("lost")
-    cases = " ".join(f"i32 {n}, label %b{n}" for n in block.successors)
+    cases = " ".join(f"i32 {n}, label %L{n}" for n in block.successors)
     w.line(f"switch i32 {place}, label %{lost} [ {cases} ]")
     w.start(lost)
     w.line(f"ret i32 {w.call('i32', 'lost', ('ptr', '%c'), ('i32', place))}")
@@ -208,9 +210,26 @@ def trap(f: Function, i: Instruction, block: FlowBlock) -> bool:
     return False
 
 
-@_named("NOP", "YIELD", "NANOSLEEP", "DEPBAR", "PMTRIG")
+@_named("NOP", "NANOSLEEP", "DEPBAR", "PMTRIG")
 def nothing(f: Function, i: Instruction, block: FlowBlock) -> bool:
-    """The scheduler yields at branches backwards; loads and copies are done at once."""
+    """Loads and copies are done at once."""
+    return True
+
+
+@_named("YIELD")
+def yield_(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """Lanes that wait for these at a convergence barrier need not."""
+    w = f.w
+    if not w.masked:
+        return True
+    on, wait = f"r{w.at + 16}", w.new_label("yield")
+    w.line(f"br i1 {w.op('icmp eq i32 ' + w.active() + ', ' + w.get('live', 'i32'))}, label %{on}, label %{wait}")
+    w.start(wait)
+    places(f, w.active(), str(w.at + 16))
+    w.line(f"store i32 {w.active()}, ptr %yielded")
+    w.line("br label %schedule")
+    w.start(on)
+    f.resumes.setdefault(w.at + 16, on)
     return True
 
 
@@ -269,7 +288,7 @@ def meet(f: Function, n: int, lanes: str) -> None:
         w.put(name, "i32", w.op(f"or i32 {w.get(name, 'i32')}, {lanes}"))
     w.line("br label %schedule")
     w.start(on)
-    f.resumes[w.at + 16] = on
+    f.resumes.setdefault(w.at + 16, on)
 
 
 @_named("BMOV")

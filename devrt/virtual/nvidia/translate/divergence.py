@@ -1,12 +1,13 @@
 """Lanes that go different ways.
 
-Where every branch is taken by all lanes or none, lanes never part: blocks are straight code and registers are written whole. From a
-branch on that may part them, blocks are masked: a transition between them looks whether other lanes are pending; if so, every lane's
-place is noted and the scheduler takes the lanes at the lowest one. Now and then it takes those of another lane instead, so that lanes
-that wait for each other get on.
+Where every branch is taken by all lanes or none, lanes never part: blocks are straight code and registers are written whole.
+From a branch on that may part them, blocks are masked: a transition between them looks whether other lanes are pending; if so,
+every lane's place is noted and the scheduler takes the lanes at the lowest one. Now and then it takes those of another lane
+instead, so that lanes that wait for each other get on. Lanes that yield are not waited for at a convergence barrier: compiled
+code yields in loops that wait for other lanes.
 
-A convergence barrier is a mask a lane: the lanes that it meets there. BSSY notes the active ones, BSYNC waits until all of them that
-live have come.
+A convergence barrier is a mask a lane: the lanes that it meets there. BSSY notes the active ones, BSYNC waits until all of them
+that live have come.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ out:
   ret void
 }}
 
-; the place to go on, its lanes in %active, the other ones that could run in %others; {-1 & 0xFFFFFFFF}: none is left, {-2 & 0xFFFFFFFF}: all wait
+; the place to go on, its lanes in %active, the other ones that could run in %others; -1: none is left, -2: all wait
 define internal i32 @choose(ptr %state, ptr %next, i32 %live, i32 %blocked, ptr %active, ptr %others) noinline {{
 entry:
   %hp = getelementptr i8, ptr %state, i64 {at.HELD}
@@ -159,17 +160,20 @@ look:
   %turn = load i32, ptr %tp
   %turn2 = add i32 %turn, 1
   store i32 %turn2, ptr %tp
-  %low = and i32 %turn, 15
-  %fair = icmp eq i32 %low, 15
-  br i1 %fair, label %other, label %lowest
-lowest:
+  %low = and i32 %turn, 7
   %bits = bitcast i32 %able to <32 x i1>
+  switch i32 %low, label %lowest [ i32 3, label %other i32 7, label %highest ]
+lowest:
   %c = select <32 x i1> %bits, <32 x i32> %v, <32 x i32> splat (i32 -1)
   %min = call i32 @llvm.vector.reduce.umin.v32i32(<32 x i32> %c)
   br label %chosen
+highest:
+  %h = select <32 x i1> %bits, <32 x i32> %v, <32 x i32> zeroinitializer
+  %max = call i32 @llvm.vector.reduce.umax.v32i32(<32 x i32> %h)
+  br label %chosen
 other:
-  %t16 = lshr i32 %turn, 4
-  %by = and i32 %t16, 31
+  %t3 = lshr i32 %turn, 3
+  %by = and i32 %t3, 31
   %turned = call i32 @llvm.fshr.i32(i32 %able, i32 %able, i32 %by)
   %k = call i32 @first(i32 %turned)
   %l0 = add i32 %k, %by
@@ -178,7 +182,7 @@ other:
   %mine = load i32, ptr %p
   br label %chosen
 chosen:
-  %pc = phi i32 [ %min, %lowest ], [ %mine, %other ]
+  %pc = phi i32 [ %min, %lowest ], [ %max, %highest ], [ %mine, %other ]
   %one = insertelement <32 x i32> poison, i32 %pc, i64 0
   %pcs = shufflevector <32 x i32> %one, <32 x i32> poison, <32 x i32> zeroinitializer
   %same = icmp eq <32 x i32> %v, %pcs
@@ -195,5 +199,6 @@ all:
   ret i32 -2
 }}
 declare i32 @llvm.vector.reduce.umin.v32i32(<32 x i32>)
+declare i32 @llvm.vector.reduce.umax.v32i32(<32 x i32>)
 declare i32 @llvm.fshr.i32(i32, i32, i32)
 """

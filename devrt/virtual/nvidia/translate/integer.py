@@ -280,7 +280,7 @@ def plop3(w: Writer, i: Instruction) -> None:
     t = "i1" if w.uniform else "i32"
     sources = [w.pred(o) if w.uniform else w.mask_of(o) for o in predicates(i)]
     a, b, c = sources
-    for o, table in zip(outcomes(i), tables):
+    for o, table in zip(outcomes(i), tables, strict=False):
         assert isinstance(o.value, Reg)
         if not o.value.zero:
             w.set_reg(o.value, lut3(w, t, table & 255, a, b, c, "true" if w.uniform else "-1", "false" if w.uniform else "0"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from devrt.compiler.sass.flow import FlowBlock, walk
-from devrt.compiler.sass.instruction import TRUE, File, Instruction, Reg
+from devrt.compiler.sass.flow import End, FlowBlock, label, walk
+from devrt.compiler.sass.instruction import TRUE, Cbuf, File, Instruction, Reg
 from devrt.virtual import gather, walker
 from devrt.virtual.nvidia.translate import barriers, control, divergence, groups, layout, spaces
 from devrt.virtual.nvidia.translate.layout import KIND
@@ -19,15 +19,48 @@ _SAVE = "  ; save"
 class Function:
     """Writes the warp function of one kernel. `entry` and all addresses are byte offsets into `code`."""
 
-    def __init__(self, code: bytes, entry: int, sm: int, registers: int, mufu_error: int = 0) -> None:
+    def __init__(self, code: bytes, entry: int, sm: int, registers: int, constants: Mapping[int, bytes],
+                 mufu_error: int = 0) -> None:
         self.w = Writer(sm, mufu_error)
         self.entry, self.registers = entry, registers
-        self.blocks: dict[int, FlowBlock] = walk(code, entry, sm)
+        self.tables: dict[tuple[int, int], bytes] = {}  # (bank, offset) -> content that decided where branches go
+        self.blocks = self._blocks(code, sm, constants)
         self.hazards: dict[int, str] = {}
         self.masked = divergence.masked(self.blocks, entry)
         self.resumes: dict[int, str] = {}  # byte offset -> label: where a warp or its lanes may go on
         self.scheduled = bool(self.masked)
-        self.returns = sorted({a for b in self.blocks.values() if b.end is b.end.RETURN for a in b.successors})
+        self.returns = sorted({a for b in self.blocks.values() if b.end is End.RETURN for a in b.successors})
+
+    def _blocks(self, code: bytes, sm: int, constants: Mapping[int, bytes]) -> dict[int, FlowBlock]:
+        """The blocks, indirect branches followed to where tables in constant banks send them."""
+        ways: dict[int, tuple[int, ...]] = {}
+        while True:
+            blocks = walk(code, self.entry, sm, indirect=ways)
+            more = {}
+            for block in blocks.values():
+                last = block.instructions[-1]
+                if block.end is End.INDIRECT and last.address not in ways:
+                    more[last.address] = tuple(self._targets(block, len(code), constants))
+            if not more:
+                return blocks
+            ways |= more
+
+    def _targets(self, block: FlowBlock, size: int, constants: Mapping[int, bytes]) -> Iterator[int]:
+        """Where a table that the block loads from sends its indirect branch."""
+        *before, last = block.instructions
+        registers = {(r.file, r.index) for r in last.reads()}
+        load = next((i for i in reversed(before) if i.op == "LDC" and registers & {(r.file, r.index) for r in i.writes()}), None)
+        table = load.srcs[0].value if load is not None else None
+        if not isinstance(table, Cbuf) or table.bank not in constants:
+            return
+        content = constants[table.bank][table.offset:]
+        self.tables[table.bank, table.offset] = content
+        start = max(label(last), 0)
+        for at in range(0, len(content) - 3, 4):
+            target = int.from_bytes(content[at:at + 4], "little", signed=True) + start
+            if target % 16 or not 0 <= target < size:
+                return
+            yield target
 
     @property
     def instructions(self) -> dict[int, Instruction]:
@@ -76,7 +109,7 @@ class Function:
         out = [f"  %{name} = alloca {t}, align 64" for name, t, _ in self.names()]
         out += [f"  %{name} = alloca [{nbytes} x i8], align 256" for name, nbytes in w.locals.items()]
         out += ["  %active = alloca i32", "  %others = alloca i32", "  %resume = alloca i32", "  %ok = alloca i8",
-                "  store i8 1, ptr %ok", "  store i32 0, ptr %others"]
+                "  %yielded = alloca i32", "  store i8 1, ptr %ok", "  store i32 0, ptr %others", "  store i32 0, ptr %yielded"]
         for name, t, offset in self.names():
             kind = "i8" if t == "i1" else t
             out += [f"  %{name}.in = getelementptr i8, ptr %state, i64 {offset}",
@@ -87,9 +120,9 @@ class Function:
             out += [f"  %bank{bank}.at = getelementptr i8, ptr %c, i64 {layout.BANKS + 8 * bank}",
                     f"  %bank{bank} = load ptr, ptr %bank{bank}.at"]
         out += [f"  %resume.in = getelementptr i8, ptr %state, i64 {layout.RESUME}", "  %place = load i32, ptr %resume.in"]
-        places = {self.entry: f"b{self.entry}", **self.resumes}
+        places = {self.entry: f"L{self.entry}", **self.resumes}
         cases = " ".join(f"i32 {place}, label %{label}" for place, label in places.items())
-        other = "schedule" if self.scheduled else f"b{self.entry}"
+        other = "schedule" if self.scheduled else f"L{self.entry}"
         return [*out, f"  switch i32 %place, label %{other} [ {cases} ]"]
 
     def saving(self) -> list[str]:
@@ -101,10 +134,10 @@ class Function:
 
     def block(self, block: FlowBlock) -> None:
         w = self.w
-        w.start(f"b{block.address}")
+        w.start(f"L{block.address}")
         w.masked = block.address in self.masked
         if w.masked:
-            self.resumes.setdefault(block.address, f"b{block.address}")
+            self.resumes[block.address] = f"L{block.address}"
         for i in block.instructions:
             w.at = i.address
             if not self.instruction(i, block):
@@ -154,8 +187,10 @@ class Function:
         w = self.w
         w.start("schedule")
         live = w.get("live", "i32")
+        come = w.op(f"and i32 {live}, {w.op('xor i32 ' + w.op('load i32, ptr %yielded') + ', -1')}")
+        w.line("store i32 0, ptr %yielded")
         for n in self.meetings():
-            w.call("void", "settle", ("ptr", f"%b{n}"), ("ptr", f"%wait{n}"), ("i32", live), ("ptr", "%blocked"))
+            w.call("void", "settle", ("ptr", f"%b{n}"), ("ptr", f"%wait{n}"), ("i32", come), ("ptr", "%blocked"))
         blocked = w.op("load i32, ptr %blocked")
         place = w.call("i32", "choose", ("ptr", "%state"), ("ptr", "%next"), ("i32", live), ("i32", blocked), ("ptr", "%active"),
                        ("ptr", "%others"))

@@ -15,8 +15,8 @@ RULES: dict[str, Rule] = {}
 
 @named(RULES, "SHFL")
 def shfl(w: Writer, i: Instruction) -> None:
-    """A register of another lane. The third operand: highest lane in bits 4:0, in bits 12:8 what stays of the lane's own number. The
-    predicate says whether there is such a lane; where there is none, a lane reads itself."""
+    """A register of another lane. The third operand: highest lane in bits 4:0, in bits 12:8 what stays of the lane's own number.
+    The predicate says whether there is such a lane; where there is none, a lane reads itself."""
     data, place, clamp = values(i)
     mode = next(m for m in i.mods if m in ("IDX", "UP", "DOWN", "BFLY"))
     t = w.vec("i32")

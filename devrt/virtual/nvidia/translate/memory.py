@@ -145,8 +145,8 @@ def copy(w: Writer, i: Instruction) -> None:
 
 @named(RULES, "LDSM")
 def matrices(w: Writer, i: Instruction) -> None:
-    """1, 2 or 4 matrices of 8 rows of 16 bytes, whose addresses are in lanes 0-7, 8-15, ..: lane n gets numbers 2n and 2n + 1 of each,
-    row by row (.M88), or column by column (.MT88)."""
+    """1, 2 or 4 matrices of 8 rows of 16 bytes, whose addresses are in lanes 0-7, 8-15, ..: lane n gets numbers 2n and 2n + 1 of
+    each, row by row (.M88), or column by column (.MT88)."""
     out = i.dsts[0]
     count = next((int(m) for m in i.mods if m in ("2", "4")), 1)
     if "16" not in i.mods or not set(i.mods) & {"M88", "MT88"}:

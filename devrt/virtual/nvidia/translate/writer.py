@@ -173,11 +173,11 @@ class Writer:
 
     def _place(self, r: Reg) -> tuple[str, str]:
         self.used.add(Reg(r.file, r.index))
-        kind = {File.R: self.vec("i32"), File.P: "i32", File.UR: "i32", File.UP: "i1", File.B: "i32"}[r.file]
+        kind = {File.UR: "i32", File.P: "i32", File.UP: "i1"}.get(r.file, self.vec("i32"))
         return f"{r.file.value.lower()}{r.index}", kind
 
     def reg(self, r: Reg, k: int = 0) -> str:
-        """Word `k` of R (a vector), UR (i32), P (i32), UP (i1) or B (i32)."""
+        """Word `k` of R (a vector), UR (i32), P (i32), UP (i1) or B (a vector)."""
         if r.zero:
             return {File.R: "zeroinitializer", File.UR: "0", File.P: "-1", File.UP: "true"}[r.file]
         return self.get(*self._place(Reg(r.file, r.index + k)))
@@ -187,7 +187,7 @@ class Writer:
         if r.zero:
             return
         name, kind = self._place(Reg(r.file, r.index + k))
-        if r.file is File.R:
+        if r.file in (File.R, File.B):
             if mask := self.written():
                 value = self.op(f"select {self.vec('i1')} {self.bits(mask)}, {kind} {value}, {kind} {self.get(name, kind)}")
         elif r.file is File.P:
@@ -245,9 +245,12 @@ class Writer:
 
     def pair(self, low: str, high: str) -> str:
         """Two words as 64 bits."""
-        t, w = self.t("i32"), self.t("i64")
-        a, b = (self.op(f"zext {t} {x} to {w}") for x in (low, high))
-        return self.op(f"or {w} {a}, {self.op(f'shl {w} {b}, ' + self.const('i64', 32))}")
+        key = f"{low} {high}"
+        if key not in self._known:
+            t, w = self.t("i32"), self.t("i64")
+            a, b = (self.op(f"zext {t} {x} to {w}") for x in (low, high))
+            self._known[key] = self.op(f"or {w} {a}, {self.op(f'shl {w} {b}, ' + self.const('i64', 32))}")
+        return self._known[key]
 
     def halves(self, value: str) -> tuple[str, str]:
         """64 bits as two words."""
