@@ -27,6 +27,7 @@ _WINDOW = 1 << 24       # bytes of the shared and of the local window
 _QMD_DATA = COMPUTE["LOAD_INLINE_QMD_DATA"].offset
 _INLINE_DATA = COMPUTE["LOAD_INLINE_DATA"].offset
 _LAUNCHES = ("SEND_SIGNALING_PCAS_B", "SEND_SIGNALING_PCAS2_B")
+_SYSTEM = int(Access.SYSTEM)
 _GPC_CLIENT = "GPCCLIENT_T1_0"
 
 
@@ -173,9 +174,10 @@ class Compute(Engine):
         """Run one descriptor, after the works of `chain`, to which it adds its own."""
         port = self.port
         port.client, port.who = "GPCCLIENT_SKED", f"QMD at {va:#x} in channel {port.channel.id:#x}"
-        fields = qmd_check.decode(port.sm, port.read(va, qmd.nbytes(port.sm)))
-        windows = self._windows()
-        launch = qmd_check.launch(port.sm, fields, port.space, self._local_memory(), windows)
+        judged = qmd_check.judge(port.sm, port.read(va, qmd.nbytes(port.sm)), self._local_memory(), self._windows())
+        fields, launch = judged.fields, judged.launch
+        for at, nbytes, access in judged.needs:
+            pieces(port.space, at, nbytes, access)
         port.client, port.who = _GPC_CLIENT, f"kernel {launch.entry:#x} (QMD at {va:#x}, channel {port.channel.id:#x})"
         port.inject(launch.entry, "SM (0x1)")
         self._caches(fields, launch)
@@ -193,7 +195,7 @@ class Compute(Engine):
 
     def _told(self, va: int, nbytes: int, access: str) -> list[Piece]:
         """What can be told of a touched range: the executor sees whole pages, and pages of the host hold several buffers."""
-        return [p for p in pieces(self.port.space, va, nbytes, access) if not p.flags & Access.SYSTEM]
+        return [p for p in pieces(self.port.space, va, nbytes, access) if not p.flags & _SYSTEM]
 
     def _windows(self) -> tuple[int, int]:
         shared, local = (self.wide(f"SET_SHADER_{kind}_MEMORY_WINDOW_A", f"SET_SHADER_{kind}_MEMORY_WINDOW_B")

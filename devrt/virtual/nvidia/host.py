@@ -43,7 +43,9 @@ class Host:
         self.registers: dict[str, int] = {}
         self.engines: dict[int, Engine] = {}
         self.last: Engine | None = None  # the engine that methods went to last: the one that a wait for idle is about
-        self.place = self._header = ""  # where it reads, for errors
+        self._entry = 0       # what it reads, for errors: entry of the ring, dword of its segment, own method and data
+        self._dword = -1
+        self._own_method: tuple[str, int] | None = None
         self._base = 0  # address bits 56:40 of later entries
         self._mem_ops: set[str] = set()
         self._do: dict[str, Callable[[int, Mapping[str, int]], Iterator[Step] | None]] = {
@@ -58,14 +60,21 @@ class Host:
         while True:
             while self.get == self.put:
                 yield Step.IDLE
-            self.place = f"GPFIFO entry {self.get:#x}"
-            self.port.client, self.port.who = "HUBCLIENT_HOST", self.place
+            self._entry, self._dword, self._own_method = self.get, -1, None
+            self.port.client, self.port.who = "HUBCLIENT_HOST", "the host"
             raw = self.port.peek(channel.gpfifo_va + 8 * self.get, 8)
             words = self._fetch(raw)
             self.get = (self.get + 1) % channel.gpfifo_entries
             report[:] = self.get.to_bytes(4, "little")  # what is fetched may be overwritten only once a semaphore says so
             yield from self._segment(words)
             yield Step.DONE
+
+    @property
+    def place(self) -> str:
+        """Where it reads, for errors."""
+        dword = f", dword {self._dword:#x}" if self._dword >= 0 else ""
+        own = f", {self._own_method[0]} = {self._own_method[1]:#x}" if self._own_method else ""
+        return f"GPFIFO entry {self._entry:#x}{dword}{own}"
 
     def _error(self, bit: Pbdma, why: str) -> Exception:
         return pbdma_error(self.channel, bit, f"{self.place}: {why}")
@@ -97,13 +106,13 @@ class Host:
         return ()
 
     def _segment(self, words: tuple[int, ...]) -> Iterator[Step]:
-        at, end, place = 0, len(words), self.place
+        at, end = 0, len(words)
         while at < end:
             word = words[at]
             at += 1
             if not word:  # a NOP
                 continue
-            self.place = self._header = f"{place}, dword {at - 1:#x}"
+            self._dword, self._own_method = at - 1, None
             op, count, subchannel, offset = word >> 29, word >> 16 & 0x1FFF, word >> 13 & 7, (word & 0xFFF) << 2
             if word & _RESERVED_HEADER:
                 raise self._error(Pbdma.PBENTRY, f"a reserved bit of the header {word:#010x} is set")
@@ -127,7 +136,6 @@ class Host:
                 if steps is not None:
                     yield from steps
             at += count
-        self.place = place
 
     def _engine(self, subchannel: int, offset: int) -> Engine:
         engine = self.engines.get(subchannel)
@@ -177,7 +185,7 @@ class Host:
         row = self.rows.get(offset)
         if row is None:
             raise self._error(Pbdma.METHOD, f"the host has no method {offset:#x}")
-        self.place = f"{self._header}, {row.name} = {data:#x}"
+        self._own_method = row.name, data
         try:
             fields = row.compiled.unpack(data)
         except BadField as error:
@@ -224,7 +232,7 @@ class Host:
         payload = registers.get("SEM_PAYLOAD_LO", 0) | (registers.get("SEM_PAYLOAD_HI", 0) << 32 if wide else 0)
         if wide and va % 8:
             raise self._error(Pbdma.SEMAPHORE, f"the semaphore at {va:#x} is not a multiple of 8")
-        port.client, port.who = "HUBCLIENT_HOST", self.place
+        port.client, port.who = "HUBCLIENT_HOST", "the host"
         if operation in _ACQUIRE:
             if any(fields[name] for name in ("release_wfi", "release_timestamp", "reduction", "reduction_unsigned")):
                 raise self._error(Pbdma.SEMAPHORE, "an acquire with fields of a release")

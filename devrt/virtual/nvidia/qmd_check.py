@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from devrt.nvidia import qmd
 from devrt.nvidia.fields import BadField
-from devrt.virtual.memory import AddressSpace
 from devrt.virtual.nvidia.dispatch import Launch
 from devrt.virtual.nvidia.engine import Refused
-from devrt.virtual.pieces import pieces
 
 REGISTER_FILE = 65536   # 32-bit registers of an SM
 _REGISTER_UNIT = 8      # registers of a thread are given out in eights
@@ -60,7 +59,45 @@ class LocalMemory:
     tpcs: int
 
 
+class Judged(NamedTuple):
+    """A descriptor that was found right: its fields, its launch, and the ranges (address, bytes, access) that must be mapped."""
+
+    fields: Mapping[str, int]
+    launch: Launch
+    needs: tuple[tuple[int, int, str], ...]
+
+
 @functools.lru_cache(maxsize=1024)
+def judge(sm: int, data: bytes, local: LocalMemory, windows: tuple[int, int]) -> Judged:
+    """The launch that a descriptor asks for. Raises Refused."""
+    f, limits, needs = decode(sm, data), LIMITS[sm], []
+    _kind(f)
+    grid, block = _dimensions(f)
+    threads = block[0] * block[1] * block[2]
+    _need(f, "sass_version", f["sass_version"] == limits.sass_version, f"this GPU's is {limits.sass_version:#x}")
+    registers = f["register_count"]
+    taken = -(-registers // _REGISTER_UNIT) * _REGISTER_UNIT * 32 * -(-threads // 32)
+    _need(f, "register_count", 0 < registers <= 255, "a thread has 1 to 255")
+    _need(f, "register_count", taken <= REGISTER_FILE, f"{threads} threads take {taken} of {REGISTER_FILE} registers")
+    _need(f, "barrier_count", f["barrier_count"] <= _BARRIERS, f"a block has {_BARRIERS}")
+    _shared(sm, f, limits)
+    low, high = f["shader_local_memory_low_size"], f["shader_local_memory_high_size"]
+    if low or high:
+        _local(f, low + high, limits, local)
+        needs.append((local.base, local.tpc_bytes * local.tpcs, "write"))
+    entry = f["program_address"]
+    _need(f, "program_address", not entry % _CODE_ALIGNMENT, f"code begins at a multiple of {_CODE_ALIGNMENT}")
+    needs.append((entry, 16, "execute"))
+    if f["program_prefetch_size"]:
+        prefetched = (f["program_prefetch_addr_upper"] << 32 | f["program_prefetch_addr_lower"]) << 8
+        needs.append((prefetched, f["program_prefetch_size"], "execute"))
+    constants = _constants(f)
+    needs += [(va, size, "read") for va, size in constants.values()]
+    return Judged(f, Launch(entry=entry, grid=grid, block=block, registers=registers, shared_bytes=f["shared_memory_size"],
+                            local_low=low, local_high=high, constants=constants, shared_window=windows[0],
+                            local_window=windows[1]), tuple(needs))
+
+
 def decode(sm: int, data: bytes) -> Mapping[str, int]:
     """The fields of a descriptor. Raises Refused."""
     row = qmd.table(sm)
@@ -73,30 +110,6 @@ def decode(sm: int, data: bytes) -> Mapping[str, int]:
         return row.unpack(number)
     except BadField as error:
         raise Refused(error.what) from error
-
-
-def launch(sm: int, f: Mapping[str, int], space: AddressSpace, local: LocalMemory, windows: tuple[int, int]) -> Launch:
-    """The launch that a descriptor asks for. Raises Refused, and MemoryFault where an address of it is not mapped."""
-    limits = LIMITS[sm]
-    _kind(f)
-    grid, block = _dimensions(f)
-    threads = block[0] * block[1] * block[2]
-    _need(f, "sass_version", f["sass_version"] == limits.sass_version, f"this GPU's is {limits.sass_version:#x}")
-    registers = f["register_count"]
-    taken = -(-registers // _REGISTER_UNIT) * _REGISTER_UNIT * 32 * -(-threads // 32)
-    _need(f, "register_count", 0 < registers <= 255, "a thread has 1 to 255")
-    _need(f, "register_count", taken <= REGISTER_FILE, f"{threads} threads take {taken} of {REGISTER_FILE} registers")
-    _need(f, "barrier_count", f["barrier_count"] <= _BARRIERS, f"a block has {_BARRIERS}")
-    _shared(sm, f, limits)
-    low, high = f["shader_local_memory_low_size"], f["shader_local_memory_high_size"]
-    _local(f, low + high, limits, local, space)
-    entry = f["program_address"]
-    _need(f, "program_address", not entry % _CODE_ALIGNMENT, f"code begins at a multiple of {_CODE_ALIGNMENT}")
-    pieces(space, entry, 16, "execute")
-    _prefetch(f, space)
-    constants = _constants(f, space)
-    return Launch(entry=entry, grid=grid, block=block, registers=registers, shared_bytes=f["shared_memory_size"], local_low=low,
-                  local_high=high, constants=constants, shared_window=windows[0], local_window=windows[1])
 
 
 def _need(f: Mapping[str, int], name: str, holds: bool, why: str) -> None:
@@ -148,34 +161,23 @@ def _shared(sm: int, f: Mapping[str, int], limits: Limits) -> None:
     _need(f, names[0], codes[low] << 10 >= size, f"{codes[low]} KiB don't hold a block's {size} bytes")
 
 
-def _local(f: Mapping[str, int], size: int, limits: Limits, local: LocalMemory, space: AddressSpace) -> None:
+def _local(f: Mapping[str, int], size: int, limits: Limits, local: LocalMemory) -> None:
     names = "shader_local_memory_low_size", "shader_local_memory_high_size"
     for name in names:
         _need(f, name, not f[name] % _LOCAL_UNIT, f"it counts in units of {_LOCAL_UNIT}")
-    if not size:
-        return
     name = names[0] if f[names[0]] else names[1]
     warp = -(-size * 32 // 0x200) * 0x200
     _need(f, name, warp * limits.warps * _SMS <= local.tpc_bytes,
           f"{limits.warps * _SMS} warps of {warp} bytes need more than SET_SHADER_LOCAL_MEMORY_NON_THROTTLED's "
           f"{local.tpc_bytes:#x} bytes of a TPC")
-    pieces(space, local.base, local.tpc_bytes * local.tpcs, "write")
 
 
-def _prefetch(f: Mapping[str, int], space: AddressSpace) -> None:
-    size = f["program_prefetch_size"]
-    if size:
-        address = (f["program_prefetch_addr_upper"] << 32 | f["program_prefetch_addr_lower"]) << 8
-        pieces(space, address, size, "execute")
-
-
-def _constants(f: Mapping[str, int], space: AddressSpace) -> dict[int, tuple[int, int]]:
+def _constants(f: Mapping[str, int]) -> dict[int, tuple[int, int]]:
     found = {}
     for n in range(qmd.CONSTANT_BANKS):
         if f[f"constant_buffer_valid_{n}"]:
             address, size = f[f"constant_buffer_addr_{n}"], f[f"constant_buffer_size_{n}"]
             _need(f, f"constant_buffer_addr_{n}", not address % _CONSTANT_ALIGNMENT, f"a multiple of {_CONSTANT_ALIGNMENT}")
             _need(f, f"constant_buffer_size_{n}", 0 < size <= _CONSTANT_BYTES, f"a valid bank has up to {_CONSTANT_BYTES} bytes")
-            pieces(space, address, size, "read")
             found[n] = address, size
     return found
