@@ -259,7 +259,7 @@ def _channel(call: Call, client: RmClient, parent: Object, handle: int, class_id
         id=number, token=runlist << 16 | number, engine=engine, space=va_space.space, gpfifo_va=given.gpFifoOffset,
         gpfifo_entries=entries, userd=call.driver.bytes_at(at, USERD_BYTES),
         notifier=call.driver.bytes_at(notifier.host, _NOTIFIERS * NOTIFIER_BYTES) if notifier is not None else None,
-        classes=(), group=group)
+        classes=(), host_class=class_id, group=group)
     card.channels[number] = made.channel
     card.engine.attach(made.channel)
     given.cid = number
