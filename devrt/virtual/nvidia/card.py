@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from devrt.ioctl.nv_status import Status
 from devrt.ioctl.system import System, punch_hole
@@ -41,8 +41,8 @@ EngineFactory = Callable[[GpuModel, System, Faults, Report, memoryview], Engine]
 def native_engine(model: GpuModel, system: System, faults: Faults, report: Report, doorbell: memoryview) -> Engine:
     """The GPU that carries methods out and runs machine code."""
     from devrt.virtual.nvidia import dispatch, gpu  # their compilers are not needed before the first channel
-    executor: Any = dispatch.Executor(model.sm, system)
-    return gpu.VirtualGpu(model.sm, system, faults, report, doorbell, executor)
+    executor = dispatch.Executor(model.sm, system)
+    return gpu.VirtualGpu(model.sm, system, faults, report, doorbell, executor, sum(model.tpcs))
 
 
 @dataclass(eq=False)
