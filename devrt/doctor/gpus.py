@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader, last_part
-from devrt.doctor.hardware import GPU_CLASSES, MODELS, NVIDIA_BRANCHES, OTHER_VENDORS, VENDORS
+from devrt.doctor.hardware import GPU_CLASSES, MODELS, OTHER_VENDORS, VENDORS
+from devrt.ioctl.nv_versions import BRANCHES
 
 PCI = "/sys/bus/pci/devices"
 KGSL = "/sys/class/kgsl"
@@ -149,8 +150,8 @@ def _nvidia(reader: Reader) -> Iterator[Finding]:
         yield Finding("nvidia-version", WARNING, "the version of NVIDIA's driver is unknown, so its structs are a guess",
                       f"/sys/module/nvidia/version: {version!r}", "install NVIDIA's open kernel modules from a release")
         return
-    known = ", ".join(map(str, NVIDIA_BRANCHES))
-    if int(match[1]) not in NVIDIA_BRANCHES:
+    known = ", ".join(map(str, BRANCHES))
+    if int(match[1]) not in BRANCHES:
         yield Finding("nvidia-version", WARNING, f"NVIDIA's driver {version} is of a branch devrt has no tables for",
                       banner or f"/sys/module/nvidia/version: {version}", f"install a driver of one of the branches {known}")
     elif banner and "Open Kernel Module" not in banner:

@@ -65,9 +65,6 @@ MODELS = {
     (0x10DE, 0x2B85): Model("GeForce RTX 5090", "sm_120", _ODM),
 }
 
-# The branches of NVIDIA's driver whose struct sizes are known. open-gpu-kernel-modules, tags of these branches.
-NVIDIA_BRANCHES = (570, 580, 590, 595)
-
 # KFD interface versions that bring something devrt uses. Linux include/uapi/linux/kfd_ioctl.h, the list at its top.
 KFD_FEATURES = {
     (1, 12): "dma-buf export, without which copies between GPUs pass through the host",

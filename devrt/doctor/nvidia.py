@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from devrt.device import DeviceNotFound, DevrtError, DriverMismatch, PermissionDenied
 from devrt.doctor import nvidia_tables as tables
-from devrt.doctor.findings import NOTE, WARNING, Finding, Reader
+from devrt.doctor.findings import ERROR, NOTE, WARNING, Finding, Reader
 from devrt.doctor.gpus import Gpu
+from devrt.ioctl.nv_alloc import NVOS33_FLAGS, flags
 from devrt.ioctl.nv_classes import Class
 from devrt.ioctl.nv_controls import FbInfo
 from devrt.ioctl.nv_health import Poll
@@ -94,7 +95,7 @@ def check(nvidia: Nvidia) -> Iterator[Finding]:
     for card in nvidia.cards:
         if card.failure is not None:
             failure = card.failure
-            yield Finding("nvidia-driver", WARNING, f"{card.gpu}: {failure.what}", failure.evidence, failure.remedy)
+            yield Finding("nvidia-driver", ERROR, f"{card.gpu}: {failure.what}", failure.evidence, failure.remedy)
         if card.about.get("GPU Excluded") == "Yes":
             yield Finding("nvidia-driver", NOTE, f"{card.gpu}: the driver leaves it out", "GPU Excluded: Yes",
                           "take it out of NVreg_ExcludedGpus in /etc/modprobe.d, and load nvidia anew")
@@ -200,7 +201,8 @@ class _Survey:
         status = ask("NV2080_CTRL_CMD_NVLINK_GET_NVLINK_STATUS")
         if status is not None:
             mask = int(status.enabledLinkMask)
-            card.links = {n: int(status.linkInfo[n].linkState) for n in range(mask.bit_length()) if mask >> n & 1}
+            rows = {n: status.linkInfo[n] for n in range(mask.bit_length()) if mask >> n & 1}
+            card.links = {n: int(row.linkState) for n, row in rows.items() if row.connected}
         if (fabric := ask("NV2080_CTRL_CMD_GET_GPU_FABRIC_PROBE_INFO")) is not None:
             card.fabric = int(fabric.state), int(fabric.status), int(fabric.fabricHealthMask)
 
@@ -213,7 +215,8 @@ class _Survey:
             handle = self.rm.alloc("the driver shares no values", subdevice, Class.RM_USER_SHARED_DATA, polledDataMask=polled)
             fd = driver.open_node(self.system, driver.CONTROL_NODE)
             try:
-                self.rm.map_memory("the driver does not show its values", device, handle, fd, PAGE)
+                self.rm.map_memory("the driver does not show its values", device, handle, fd,
+                                   self.tables.nvrm.size("NV00DE_SHARED_DATA"), flags(NVOS33_FLAGS, ACCESS="READ_ONLY"))
                 address = self.system.mmap(fd, PAGE, PROT_READ, MAP_SHARED)
             finally:
                 self.system.close(fd)

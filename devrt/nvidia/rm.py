@@ -112,10 +112,10 @@ class ResourceManager:
         self._call(what, "NV_ESC_RM_ALLOC_MEMORY", made, "RM_ALLOC_MEMORY", fd=card_fd, answer=made.params)
         return int(made.params.hObjectNew)
 
-    def map_memory(self, what: str, device: int, handle: int, fd: int, nbytes: int) -> None:
+    def map_memory(self, what: str, device: int, handle: int, fd: int, nbytes: int, flags: int = 0) -> None:
         """Have the next mmap of `fd`, at offset 0, show the object."""
         asked = self._nvrm.new("nv_ioctl_nvos33_parameters_with_fd", fd=fd, params={
-            "hClient": self.client, "hDevice": device, "hMemory": handle, "length": nbytes})
+            "hClient": self.client, "hDevice": device, "hMemory": handle, "length": nbytes, "flags": flags})
         self._call(what, "NV_ESC_RM_MAP_MEMORY", asked, "RM_MAP_MEMORY", answer=asked.params)
 
     # ----- unified memory
