@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cffi
 
+from devrt.gpu.memory import PAGE
 from devrt.ioctl.nv_alloc import CtxShareFlag, EngineType
 from devrt.ioctl.nv_classes import Class
 from devrt.ioctl.system import view
@@ -25,14 +26,12 @@ from devrt.nvidia.pushbuffer import entry
 if TYPE_CHECKING:
     from devrt.nvidia.device import NvidiaDevice
 
-ENTRIES = 8192
+ENTRIES = 4096
 METHOD_BYTES = 256 << 10
 USERD_BYTES, GP_GET, GP_PUT = 512, 0x88, 0x8C  # clc86f.h, Nvc86fControl
 NOTIFIER_BYTES, ERROR_SLOT = 48, 0  # nvos.h: three NvNotification, the first of them the channel's error
 CONTEXT_BYTES = 64 << 20  # of addresses where nvidia-uvm puts what a channel is saved to
 _TOKEN_UNSET = 0xFFFFFFFF
-_USERD = 8 * ENTRIES
-_METHODS = _USERD + 4096
 _ONE, _TWO = struct.Struct("<Q"), struct.Struct("<2Q")
 
 
@@ -69,7 +68,10 @@ class Channel:
 
     def __init__(self, device: NvidiaDevice, engine: Engine, kind: int, name: str) -> None:
         self.device, self.engine, self.kind, self.name = device, engine, kind, name
+        self.size = ENTRIES
         self.put = self.tail = self.method_put = self.method_tail = 0
+        userd = -(-8 * self.size // PAGE) * PAGE
+        methods = userd + PAGE
         self.handle = self.object = self._context = 0
         self._registered = False
         self._regions: list[Region] = []
@@ -78,13 +80,13 @@ class Channel:
         objects, driver = device.objects, device.driver
         rm = driver.rm
         try:
-            memory = self._region(_METHODS + METHOD_BYTES, Kind.RING)
+            memory = self._region(methods + METHOD_BYTES, Kind.RING)
             notifier = self._region(NOTIFIER_BYTES, Kind.NOTIFIER)
             self._group = group = Group(device, kind)
             self.handle = rm.alloc(
                 f"can't make the {name} channel of {objects.name}", group.handle, objects.classes.channel,
-                hObjectError=notifier.handle, hObjectBuffer=memory.handle, gpFifoOffset=memory.address, gpFifoEntries=ENTRIES,
-                hContextShare=group.share, hUserdMemory=[memory.handle], userdOffset=[_USERD], engineType=kind)
+                hObjectError=notifier.handle, hObjectBuffer=memory.handle, gpFifoOffset=memory.address, gpFifoEntries=self.size,
+                hContextShare=group.share, hUserdMemory=[memory.handle], userdOffset=[userd], engineType=kind)
             self.object = self._make_object()
             self.token = rm.control(f"can't ask for the doorbell of the {name} channel", self.handle,
                                     "NVC36F_CTRL_CMD_GPFIFO_GET_WORK_SUBMIT_TOKEN", workSubmitToken=_TOKEN_UNSET).workSubmitToken
@@ -96,11 +98,11 @@ class Channel:
         except BaseException:
             undo(self.close)
             raise
-        self.entries = view(memory.address, 8 * ENTRIES)
-        self.methods, self.methods_at = view(memory.address + _METHODS, METHOD_BYTES), memory.address + _METHODS
+        self.entries = view(memory.address, 8 * self.size)
+        self.methods, self.methods_at = view(memory.address + methods, METHOD_BYTES), memory.address + methods
         ffi = cffi.FFI()
-        self._gp_get: Any = ffi.cast("volatile uint32_t *", memory.address + _USERD + GP_GET)
-        self._gp_put: Any = ffi.cast("volatile uint32_t *", memory.address + _USERD + GP_PUT)
+        self._gp_get: Any = ffi.cast("volatile uint32_t *", memory.address + userd + GP_GET)
+        self._gp_put: Any = ffi.cast("volatile uint32_t *", memory.address + userd + GP_PUT)
         self._notifier: Any = ffi.cast("volatile uint32_t *", notifier.address + 16 * ERROR_SLOT)
         self._doorbell = objects.doorbell
 
@@ -119,7 +121,7 @@ class Channel:
         """The byte where `nbytes` of methods go, with room for as many entries; -1 while there is none. They do not wrap."""
         at = self.method_put % METHOD_BYTES
         skipped = METHOD_BYTES - at if at + nbytes > METHOD_BYTES else 0
-        if self.put + entries - self.tail >= ENTRIES or self.method_put + skipped + nbytes - self.method_tail > METHOD_BYTES:
+        if self.put + entries - self.tail >= self.size or self.method_put + skipped + nbytes - self.method_tail > METHOD_BYTES:
             return -1
         if skipped:
             at = 0
@@ -133,12 +135,12 @@ class Channel:
 
     def push(self, word: int) -> None:
         """One entry, room for which was claimed."""
-        _ONE.pack_into(self.entries, 8 * (self.put % ENTRIES), word)
+        _ONE.pack_into(self.entries, 8 * (self.put % self.size), word)
         self.put += 1
 
     def push_two(self, first: int, second: int) -> None:
-        at = self.put % ENTRIES
-        if at + 2 <= ENTRIES:
+        at = self.put % self.size
+        if at + 2 <= self.size:
             _TWO.pack_into(self.entries, 8 * at, first, second)
             self.put += 2
         else:
@@ -154,7 +156,7 @@ class Channel:
     def kick(self) -> None:
         """Tell the GPU of everything written. The lock's instruction drains the write-combining buffers, so that entries and
         GPPut are in memory before the doorbell rings."""
-        self._gp_put[0] = self.put % ENTRIES
+        self._gp_put[0] = self.put % self.size
         with self._fence:
             self._doorbell[0] = self.token
 
@@ -176,7 +178,7 @@ class Channel:
         return int(self._notifier[2]), int(self._notifier[3] & 0xFFFF)
 
     def describe(self) -> str:
-        return f"{self.name} channel GPGet {self.read:#x} of GPPut {self.put % ENTRIES:#x}"
+        return f"{self.name} channel GPGet {self.read:#x} of GPPut {self.put % self.size:#x}"
 
     def close(self) -> None:
         """Stop it, whatever it does, and free its memory."""
