@@ -19,8 +19,8 @@ FLOATS = np.concatenate((EDGES32, RNG.integers(0, 1 << 32, 200).astype(np.uint32
 DOUBLES = np.concatenate((EDGES64, RNG.integers(0, 1 << 64, 100, dtype=np.uint64),
                           RNG.integers(0x36 << 56, 0x48 << 56, 150, dtype=np.uint64),
                           RNG.integers(0x36 << 20, 0x48 << 20, 150).astype(np.uint64) << np.uint64(36)))
-_INTEGERS = [0, 1, 127, 128, 255, 32767, 32768, 65535, 65519, 65520, 1 << 24, (1 << 24) + 1, (1 << 25) + 2, (1 << 31) - 1, 1 << 31,
-             (1 << 32) - 1, (1 << 53) + 1, (1 << 54) + 2, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - (1 << 40),
+_INTEGERS = [0, 1, 127, 128, 255, 32767, 32768, 65535, 65519, 65520, 1 << 24, (1 << 24) + 1, (1 << 25) + 2, (1 << 31) - 1,
+             1 << 31, (1 << 32) - 1, (1 << 53) + 1, (1 << 54) + 2, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - (1 << 40),
              (1 << 63) - (1 << 38)]
 INTEGERS = np.concatenate((np.array(_INTEGERS, np.uint64), RNG.integers(0, 1 << 64, 100, dtype=np.uint64),
                            RNG.integers(0, 1 << 64, 200, dtype=np.uint64) >> RNG.integers(0, 64, 200).astype(np.uint64)))
@@ -171,7 +171,7 @@ def test_pairs_of_floats_are_packed() -> None:
     for text in ("F2FP.F16.F32.PACK_AB R1, R2", "F2FP.BF16.F32.PACK_AB.RZ RZ, R1", "F2FP.RELU.PACK_AB R1, R1",
                  "F2FP.TF32.F32.PACK_B R1", "F2FP.RELU.BF16.F32.MERGE_C R1, RZ",
                  "F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C R1, R2, R0", "F2FP.SATFINITE.E5M2.F32.PACK_AB_MERGE_C R1, R2, RZ",
-                 "F2FP.F16.E4M3.UNPACK_B R0", "F2FP.F16.E5M2.UNPACK_B R0.H1"):
+                 "F2FP.F16.E4M3.UNPACK_B R0", "F2FP.F16.E5M2.UNPACK_B R0.H1", "F2FP.SATFINITE.E4M3.F16.UNPACK_B_MERGE_C R0, R1"):
         singles.add(text)
     second = np.roll(RAW["F32"], 7)
     got = singles.run(REGISTERS[0], RAW["F32"], second)
@@ -195,10 +195,16 @@ def test_pairs_of_floats_are_packed() -> None:
         same(got[n], bits_of(low, "F16") | bits_of(high, "F16") << np.uint32(16), raw)
 
 
+    low, high = (eighths(exact((REGISTERS[0] >> np.uint32(s)).astype(np.uint16), "F16"), ml_dtypes.float8_e4m3fn, 448.0)
+                 for s in (0, 16))
+    same(got[9], low | high << np.uint32(8) | (RAW["F32"] & np.uint32(0xFFFF)) << np.uint32(16), REGISTERS[0])
+
+
 def eighths(values: list[float], dtype: type, largest: float) -> Array:
     """Clamped, rounded by ml_dtypes; NaN is 0x7f."""
     wide = np.array(values)
-    raw = np.clip(wide, -largest, largest).astype(np.float32).astype(dtype).view(np.uint8)
+    with np.errstate(invalid="ignore"):
+        raw = np.clip(wide, -largest, largest).astype(np.float32).astype(dtype).view(np.uint8)
     return np.where(np.isnan(wide), np.uint8(0x7F), raw).astype(np.uint32)
 
 

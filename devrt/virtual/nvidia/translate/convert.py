@@ -198,9 +198,9 @@ def write_packed(w: Writer, i: Instruction, out: str, values: list[str]) -> None
 
 @named(RULES, "F2FP")
 def f2fp(w: Writer, i: Instruction) -> None:
-    """PACK_AB: two float32 to the halves of a word, the first one above. MERGE_C: one, below the third operand's upper half.
-    PACK_B: one to tf32. UNPACK_B: two 8-bit floats to float16. PACK_AB_MERGE_C: two to 8-bit floats, below 16 bits of the third
-    operand. Before sm_90 the types are not printed, float16 is meant."""
+    """PACK_AB: two float32 to the halves of a word, the first one above. PACK_B: one to tf32. UNPACK_B: two 8-bit floats to
+    float16. With MERGE_C 16 bits result (a half, or two 8-bit floats of PACK_AB or of two float16), below the low 16 bits of the
+    last operand. Before sm_90 the types are not printed, float16 is meant."""
     known = ("PACK_AB", "MERGE_C", "PACK_B", "UNPACK_B", "PACK_AB_MERGE_C", "UNPACK_B_MERGE_C")
     rounding.unknown(i, *FLOATS, "E4M3", "E5M2", "SATFINITE", "RELU", "RZ", *known)
     shape = next(m for m in i.mods if m in known)
@@ -218,14 +218,18 @@ def f2fp(w: Writer, i: Instruction) -> None:
         e = FLOATS[out]
         parts = [rounding.raw16(w, one(w, i, o, e), e) for o in i.srcs[:1 if shape == "MERGE_C" else 2]]
         if shape == "MERGE_C":
-            w.write(i.dsts[0], packed(w, parts[0], raw_halves(w, w.word(i.srcs[1]))[1]))
+            w.write(i.dsts[0], packed(w, parts[0], raw_halves(w, w.word(i.srcs[1]))[0]))
         else:
             w.write(i.dsts[0], packed(w, parts[1], parts[0]))
 
 
 def one(w: Writer, i: Instruction, o: Operand, e: str) -> str:
     """A float32 operand rounded to a narrower format."""
-    value = rounding.narrow(w, float_source(w, i, o, "float"), e, ZERO if "RZ" in i.mods else NEAREST, "SATFINITE" in i.mods)
+    return clipped(w, i, float_source(w, i, o, "float"), e)
+
+
+def clipped(w: Writer, i: Instruction, value: str, e: str) -> str:
+    value = rounding.narrow(w, value, e, ZERO if "RZ" in i.mods else NEAREST, "SATFINITE" in i.mods)
     return w.intrinsic("maximum", "double", value, w.const("double", 0.0)) if "RELU" in i.mods else value
 
 
@@ -258,11 +262,16 @@ def wide8(w: Writer, value: str, kind: str) -> str:
 
 def pack8(w: Writer, i: Instruction, kind: str, shape: str) -> None:
     t16 = w.t("i16")
-    if shape != "PACK_AB_MERGE_C":
+    if shape == "PACK_AB_MERGE_C":
+        numbers = [one(w, i, o, kind) for o in i.srcs[:2]]
+    elif shape == "UNPACK_B_MERGE_C":
+        low, high = raw_halves(w, w.word(i.srcs[0]))
+        numbers = [clipped(w, i, rounding.widen(w, x, "half"), kind) for x in (high, low)]
+    else:
         raise NotTranslated(f"F2FP.{'.'.join(i.mods)}")
-    high, low = (raw8(w, one(w, i, o, kind), kind) for o in i.srcs[:2])
+    high, low = (raw8(w, x, kind) for x in numbers)
     both = w.op(f"or {t16} {low}, {w.op(f'shl {t16} {high}, ' + w.const('i16', 8))}")
-    w.write(i.dsts[0], packed(w, both, raw_halves(w, w.word(i.srcs[2]))[0]))
+    w.write(i.dsts[0], packed(w, both, raw_halves(w, w.word(i.srcs[-1]))[0]))
 
 
 def raw8(w: Writer, value: str, kind: str) -> str:
