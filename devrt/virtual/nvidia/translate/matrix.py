@@ -3,7 +3,8 @@
 The lanes that hold what a result needs are the same in every run, so each step over k is a shuffle of A, one of B and a fused
 multiply-add over 32 lanes. Where elements lie is drawn in the PTX ISA, "Matrix fragments for mma". Products are exact; they are
 summed in the order of k, in float32 with a rounding each (float16 results are rounded once more at the end), in float64, or in
-int64 (so that .SAT clamps the whole sum). Hardware's order and internal rounding of float sums are not documented.
+int32 (which holds all products together; .SAT clamps what they and C make). Hardware's order and internal rounding of float sums
+are not documented.
 """
 
 from __future__ import annotations
@@ -180,15 +181,14 @@ def dmma(w: Writer, i: Instruction) -> None:
 
 
 def _integers(kind: str) -> Unpack:
-    """U8, S8, U4 or S4 of a word, as int64."""
+    """U8, S8, U4 or S4 of a word, as int32."""
     bits, signed = int(kind[1]), kind[0] == "S"
 
     def run(w: Writer, word: str) -> list[str]:
         t, out = w.vec("i32"), []
         for n in range(32 // bits):
             up = w.op(f"shl {t} {word}, {w.const('i32', 32 - bits * (n + 1))}")
-            part = w.op(f"{'a' if signed else 'l'}shr {t} {up}, {w.const('i32', 32 - bits)}")
-            out.append(w.op(f"sext {t} {part} to {w.vec('i64')}"))
+            out.append(w.op(f"{'a' if signed else 'l'}shr {t} {up}, {w.const('i32', 32 - bits)}"))
         return out
     return run
 
@@ -201,15 +201,12 @@ def imma(w: Writer, i: Instruction) -> None:
     m, k = size(i)
     s = Shape(m, k, 32 // int(first[1]))
     a, b, c = i.srcs[:3]
-    t, wide = w.vec("i32"), w.vec("i64")
-    sums = [w.op(f"sext {t} {x} to {wide}") for x in words_of(w, c, m // 4)]
-    found = multiply(w, f"i.{m}.{k}.{first}.{second}", s, "i64", (_integers(first), _integers(second)),
-                     words_of(w, a, s.a_words), words_of(w, b, s.b_words), sums)
-    for n, value in enumerate(found):
-        if "SAT" in i.mods:
-            value = w.intrinsic("smax", "i64", value, w.const("i64", -1 << 31))
-            value = w.intrinsic("smin", "i64", value, w.const("i64", (1 << 31) - 1))
-        w.write(i.dsts[0], w.op(f"trunc {wide} {value} to {t}"), n)
+    zeros = [w.const("i32", 0)] * (m // 4)
+    found = multiply(w, f"i.{m}.{k}.{first}.{second}", s, "i32", (_integers(first), _integers(second)),
+                     words_of(w, a, s.a_words), words_of(w, b, s.b_words), zeros)
+    for n, (value, sum_) in enumerate(zip(found, words_of(w, c, m // 4), strict=True)):
+        both = w.intrinsic("sadd.sat", "i32", value, sum_) if "SAT" in i.mods else w.op(f"add {w.vec('i32')} {value}, {sum_}")
+        w.write(i.dsts[0], both, n)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
