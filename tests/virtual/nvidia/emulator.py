@@ -59,7 +59,7 @@ def cubin(ptx: str, sm: int, options: str = "") -> bytes:
 
 def module(sm: int, body: str) -> str:
     """PTX of some kernels."""
-    return f".version 8.0\n.target sm_{sm}\n.address_size 64\n{body}"
+    return f".version {8.7 if sm > 90 else 8.0}\n.target sm_{sm}\n.address_size 64\n{body}"
 
 
 @dataclass

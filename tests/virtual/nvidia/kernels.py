@@ -132,7 +132,7 @@ done:"""),
     "barred": ("", """
  and.b32 %r2, %x, 3; setp.ne.u32 %p0, %r2, 0; bar.red.popc.u32 %y, 0, %p0; setp.gt.u32 %p1, %x, 5; bar.red.and.pred %p2, 0, %p1;
  selp.u32 %r3, 1000, 0, %p2; add.u32 %y, %y, %r3; setp.eq.u32 %p3, %x, 7; bar.red.or.pred %p4, 0, %p3; selp.u32 %r4, 5000, 0, %p4;
- add.u32 %y, %y, %r4; bar.red.popc.u32 %r5, 1, 64, %p0; add.u32 %y, %y, %r5;"""),
+ add.u32 %y, %y, %r4; shr.u32 %r6, %t, 6; add.u32 %r6, %r6, 3; bar.red.popc.u32 %r5, %r6, 64, %p0; add.u32 %y, %y, %r5;"""),
     # Lanes that end early, others that meet at a barrier.
     "early": (".shared .align 4 .b32 sum;", """
  mov.u32 %r2, sum; setp.eq.u32 %p0, %t, 0; @%p0 st.shared.u32 [%r2], 0; bar.sync 0; and.b32 %r3, %x, 1; setp.eq.u32 %p1, %r3, 0;
@@ -148,8 +148,8 @@ done:"""),
  ld.u32 %r9, [%d8+8]; @%p0 st.global.u32 [%d1+68], %r7; @%p0 st.global.u32 [%d1+72], %r8; @%p0 st.global.u32 [%d1+76], %r9;
  mov.u32 %y, %r2;"""),
     # Widths and signs of loads and stores.
-    "widths": (".shared .align 16 .b8 room[4096];", """
- mov.u32 %r2, room; and.b32 %r3, %t, 31; shl.b32 %r3, %r3, 4; add.u32 %r2, %r2, %r3; mov.u32 %r4, 5; st.shared.v4.u32 [%r2], {%x, %t, %i, %r4};
+    "widths": (".shared .align 16 .b8 room[2048];", """
+ mov.u32 %r2, room; shl.b32 %r3, %t, 4; add.u32 %r2, %r2, %r3; mov.u32 %r4, 5; st.shared.v4.u32 [%r2], {%x, %t, %i, %r4};
  st.shared.u8 [%r2+5], %x; cvt.u16.u32 %h1, %x; st.shared.u16 [%r2+8], %h1; ld.shared.v2.u32 {%r5, %r6}, [%r2]; ld.shared.s8 %r7, [%r2+3];
  ld.shared.u16 %h2, [%r2+6]; ld.shared.s16 %h3, [%r2+2]; cvt.s32.s16 %r8, %h3; cvt.u32.u16 %r9, %h2; ld.shared.v4.u32 {%r10, %r11, %r12, %r13}, [%r2];
  xor.b32 %y, %r5, %r6; add.u32 %y, %y, %r7; xor.b32 %y, %y, %r8; mad.lo.u32 %y, %y, 3, %r9; xor.b32 %y, %y, %r11; add.u32 %y, %y, %r12;
@@ -157,15 +157,15 @@ done:"""),
  add.u32 %y, %y, %r15; ld.global.nc.u32 %r16, [%in]; add.u32 %y, %y, %r16; st.global.u8 [%out], %y; ld.global.u8 %r17, [%out];
  mad.lo.u32 %y, %r17, 257, %y;"""),
     "async": (".shared .align 16 .b8 room[1024];", """
- mov.u32 %r2, room; and.b32 %r3, %t, 31; shl.b32 %r4, %r3, 2; add.u32 %r2, %r2, %r4; cp.async.ca.shared.global [%r2], [%in], 4;
+ mov.u32 %r2, room; shl.b32 %r4, %t, 2; add.u32 %r2, %r2, %r4; cp.async.ca.shared.global [%r2], [%in], 4;
  cp.async.commit_group; cp.async.wait_group 0; bar.sync 0; mov.u32 %r5, room; xor.b32 %r6, %r4, 124; add.u32 %r5, %r5, %r6;
  ld.shared.u32 %y, [%r5];"""),
     "reduced": ("", """
  redux.sync.add.u32 %y, %x, -1; redux.sync.min.s32 %r2, %x, -1; xor.b32 %y, %y, %r2; redux.sync.or.b32 %r3, %x, -1; add.u32 %y, %y, %r3;
  redux.sync.max.u32 %r4, %x, -1; xor.b32 %y, %y, %r4;"""),
     # Bytes of registers that a matrix load gives.
-    "matrix": (".shared .align 16 .b8 tile[1024];", """
- mov.u32 %r2, tile; and.b32 %r3, %t, 31; shl.b32 %r4, %r3, 2; add.u32 %r5, %r2, %r4; st.shared.u32 [%r5], %x; add.u32 %r6, %x, 1;
+    "matrix": (".shared .align 16 .b8 tile[2048];", """
+ mov.u32 %r2, tile; shr.u32 %r3, %t, 5; shl.b32 %r3, %r3, 9; add.u32 %r2, %r2, %r3; and.b32 %r3, %t, 31; shl.b32 %r4, %r3, 2; add.u32 %r5, %r2, %r4; st.shared.u32 [%r5], %x; add.u32 %r6, %x, 1;
  st.shared.u32 [%r5+128], %r6; add.u32 %r6, %x, 2; st.shared.u32 [%r5+256], %r6; add.u32 %r6, %x, 3; st.shared.u32 [%r5+384], %r6;
  bar.sync 0; shl.b32 %r7, %r3, 4; add.u32 %r8, %r2, %r7; ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10, %r11, %r12, %r13}, [%r8];
  ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%r14, %r15}, [%r8]; mad.lo.u32 %y, %r10, 3, %r11; mad.lo.u32 %y, %y, 5, %r12;

@@ -155,7 +155,7 @@ class Function:
             return False
         if isinstance(i.guard.value, Reg) and i.guard.value.zero and i.guard.inv and i.op not in control.NAMED:
             return True  # @!PT
-        w.uniform = i.op.startswith("U")
+        w.uniform = i.op.startswith("U") or i.op == "LDCU"
         w.guard = self.guard(i)
         try:
             if i.op in control.NAMED:

@@ -101,7 +101,7 @@ def store(w: Writer, i: Instruction) -> None:
     w.check()
 
 
-@named(RULES, "LDC", "ULDC")
+@named(RULES, "LDC", "ULDC", "LDCU")
 def constant(w: Writer, i: Instruction) -> None:
     """From a constant bank, at a place that is known or that lanes compute."""
     source, size = i.srcs[0], nbytes(i)
