@@ -39,7 +39,7 @@ _SPEC = re.compile(r"(?P<kind>[a-z-]+)(?:@(?P<at>[1-9]\d{0,8}))?")
 _ERRNO = re.compile(r"errno=(?P<name>E[A-Z0-9]+):(?P<ioctl>[A-Za-z0-9_]+)(?:@(?P<at>[1-9]\d{0,8}))?")
 _STATUS = re.compile(r"status=(?P<name>[A-Z][A-Z0-9_]+):(?P<ioctl>[A-Za-z0-9_]+)(?:@(?P<at>[1-9]\d{0,8}))?")
 _DRIVER = re.compile(r"driver=(?P<version>\d{1,4}(?:\.\d{1,4}){1,2})")
-_SIZE = re.compile(r"(?P<name>[a-z]+)=(?P<number>[1-9]\d{0,14})(?P<unit>[KMG]?)")
+_SIZE = re.compile(r"(?P<name>[a-z]+\d?)=(?P<number>[1-9]\d{0,14})(?P<unit>[KMG]?)")
 _REMEDY = (f"faults: {', '.join(KINDS)}, each with @N; errno=NAME:IOCTL@N, status=NAME:CALL@N, seed=N, driver=VERSION, "
            f"{', '.join(f'{s}=BYTES' for s in SIZES)}")
 

@@ -17,7 +17,7 @@ _LINK_LIMIT = 40  # links that Linux follows in one path
 class Tree:
     """Files, links and device nodes by their path; folders follow from paths, empty ones are named."""
 
-    files: dict[str, str | bytes | Callable[[], str]] = field(default_factory=dict)
+    files: dict[str, str | bytes | Callable[[], str | bytes]] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (major, minor)
     empty: set[str] = field(default_factory=set)

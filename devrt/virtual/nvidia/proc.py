@@ -147,13 +147,13 @@ def _pci(tree: Tree, gpu: GpuNode, live: Live) -> None:
             return f"{first} {count}\nDLP 0\nTLP 0\nTOTAL_ERR_{total} {count}\n"
         return text
 
-    files: dict[str, str | bytes | Callable[[], str]] = {
+    files: dict[str, str | bytes | Callable[[], str | bytes]] = {
         "class": f"0x{kind}\n", "vendor": f"{_NVIDIA:#06x}\n", "device": f"{model.device_id:#06x}\n", "revision": "0xa1\n",
         "subsystem_vendor": f"{_NVIDIA:#06x}\n", "subsystem_device": "0x16c1\n", "enable": "1\n", "numa_node": "0\n",
         "local_cpulist": "0\n", "irq": f"{100 + gpu.index}\n", "resource": resource, "power_state": "D0\n",
         "uevent": f"DRIVER=nvidia\nPCI_CLASS={kind.lstrip('0')}\nPCI_ID=10DE:{model.device_id:04X}\n"
                   f"PCI_SUBSYS_ID=10DE:16C1\nPCI_SLOT_NAME={gpu.pci}\n",
-        "config": lambda: config().decode("latin-1"), **link,
+        "config": config, **link,
         "aer_dev_correctable": counters("correctable", "COR"), "aer_dev_nonfatal": counters("nonfatal", "NONFATAL"),
         "aer_dev_fatal": counters("fatal", "FATAL"),
     }

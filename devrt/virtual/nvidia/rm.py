@@ -191,12 +191,12 @@ def allocate(call: Call, root: int, parent_handle: int, class_id: int, parameter
     if card is not None and class_id not in card.model.classes and class_id not in _NOT_IN_CLASS_LIST:
         refuse(Status.NV_ERR_NOT_SUPPORTED)
     handle = client.new_handle(call.args.hObjectNew)
-    given = tables.new(struct) if struct else None
-    if struct and parameters:
+    given = tables.new(struct) if struct and parameters else None
+    if given is not None:
         tables.ffi.buffer(given)[:] = call.process.memory.read(parameters, tables.size(struct))
     made = row.make(call, client, parent, handle, class_id, given)
     client.add(made)
-    if struct and parameters:
+    if given is not None:
         call.process.memory.write(parameters, bytes(tables.ffi.buffer(given)))
     call.args.hObjectNew = handle
 

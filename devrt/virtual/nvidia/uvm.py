@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from devrt.ioctl.nv_alloc import EngineType, VaSpaceFlag
 from devrt.ioctl.nv_status import Status
 from devrt.ioctl.uvm import InitFlag, Mapping_
 from devrt.virtual.client import Client
-from devrt.virtual.errors import fail
 from devrt.virtual.memory import PAGE, SPAN, Access
 from devrt.virtual.nvidia.card import Card
 from devrt.virtual.nvidia.objects import ChannelObject, Memory, RmClient, VaSpace
@@ -214,7 +212,7 @@ def _outside_pages(base: int, nbytes: int) -> bool:
 @handles("UVM_INITIALIZE")
 def initialize(call: Call) -> None:
     file, flags = call.file, call.args.flags
-    if flags & ~(InitFlag.DISABLE_HMM | InitFlag.MULTI_PROCESS_SHARING_MODE):
+    if flags & ~int(InitFlag.DISABLE_HMM | InitFlag.MULTI_PROCESS_SHARING_MODE):
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     if file.state == "mm" or file.state and file.flags != flags:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
@@ -441,8 +439,3 @@ def invalidate(file: UvmFile, address: int, nbytes: int) -> None:
                 if first < last:
                     mapping.gpu.unmap(mapping.base + first - at, last - first)
 
-
-def need_struct(name: str, size: int, given: int) -> None:
-    """The kernel copies the whole struct, whatever the caller has."""
-    if given < size:
-        fail(errno.EFAULT)
