@@ -487,7 +487,7 @@ def read_single_sm(call: ControlCall) -> None:
 def read_all_sms(call: ControlCall) -> None:
     params, channel = call.params, _target(call)
     first, count = params.startingSM, params.numSMsToRead
-    if not 0 < count <= _MOST_SMS or first + count > call.card.model.sms:
+    if not 0 < count <= _MOST_SMS or first >= call.card.model.sms:  # more than there are: those read as no error
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     engine = call.card.engine
     for state in engine.sm_errors:
