@@ -105,6 +105,46 @@ def iadd3(w: Writer, i: Instruction) -> None:
         w.write_pred(o, w.op(f"icmp uge {t} {total}, {w.const('i64', n + 1 << 32)}"))
 
 
+@named(RULES, "IADD", "UIADD")
+def iadd(w: Writer, i: Instruction) -> None:
+    """The sum of two words, or with .64 of two pairs."""
+    a, b = i.srcs[:2]
+    if "64" in i.mods:
+        w.write64(result(i), w.op(f"add {w.t('i64')} {w.int64(a)}, {w.int64(b)}"))
+    else:
+        w.write(result(i), w.op(f"add {w.t('i32')} {w.int32(a)}, {w.int32(b)}"))
+
+
+@named(RULES, "VIADDMNMX")
+def viaddmnmx(w: Writer, i: Instruction) -> None:
+    """The smaller of a + b and c where the predicate is true, else the larger."""
+    a, b, c = (w.int32(o) for o in values(i))
+    if set(i.mods) - {"U32"}:
+        raise NotTranslated(str(i))
+    total, kind = w.op(f"add {w.t('i32')} {a}, {b}"), "u" if "U32" in i.mods else "s"
+    least, most = (w.intrinsic(f"{kind}{which}", "i32", total, c) for which in ("min", "max"))
+    w.write(result(i), w.select(w.pred(predicates(i)[-1]), "i32", least, most))
+
+
+@named(RULES, "VABSDIFF", "VABSDIFF4")
+def vabsdiff(w: Writer, i: Instruction) -> None:
+    """|a - b| + c, of words or of each byte."""
+    t = w.t("i32")
+    a, b, c = values(i)
+    total = w.int32(c)
+    if i.op == "VABSDIFF":
+        pairs = [(w.int32(a), w.int32(b))]
+        kind = "u" if "U32" in i.mods else "s"
+    else:
+        signed = "S8" in i.mods
+        pairs = [(_field(w, w.word(a), 8 * n, 8, signed), _field(w, w.word(b), 8 * n, 8, signed)) for n in range(4)]
+        kind = "s"
+    for x, y in pairs:
+        most, least = (w.intrinsic(f"{kind}{which}", "i32", x, y) for which in ("max", "min"))
+        total = w.op(f"add {t} {total}, {w.op(f'sub {t} {most}, {least}')}")
+    w.write(result(i), total)
+
+
 @named(RULES, "LEA", "ULEA")
 def lea(w: Writer, i: Instruction) -> None:
     """(a << shift) + b; .HI: the high word of {c, a} << shift, .SX32 of a with its sign."""

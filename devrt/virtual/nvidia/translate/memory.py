@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from devrt.compiler.sass.instruction import Address, Cbuf, Instruction, Operand, Reg
-from devrt.virtual.nvidia.translate.integer import predicates
+from devrt.virtual.nvidia.translate import layout
+from devrt.virtual.nvidia.translate.integer import outcomes, predicates
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
 RULES: dict[str, Rule] = {}
@@ -168,6 +169,29 @@ def matrices(w: Writer, i: Instruction) -> None:
         t = f"<{8 * LANES} x i16>"
         pair = w.op(f"shufflevector {t} {every}, {t} poison, <{2 * LANES} x i32> <{', '.join(numbers)}>")
         w.write(out, w.op(f"bitcast <{2 * LANES} x i16> {pair} to {w.vec('i32')}"), m)
+
+
+_WHERE = {"S": layout.SHARED_WINDOW, "L": layout.LOCAL_WINDOW}
+
+
+@named(RULES, "QSPC")
+def qspc(w: Writer, i: Instruction) -> None:
+    """Whether a generic address is one of shared (.S), local (.L) or global (.G) memory."""
+    at = address(w, _address_of(i), True)
+
+    def inside(space: str) -> str:
+        return w.call("i32", "in_window", (w.vec("i64"), at), ("i32", "-1"), ("i64", w.field(_WHERE[space], "i64")))
+    space = next((m for m in i.mods if m in ("S", "L", "G")), "")
+    if space in _WHERE:
+        found = inside(space)
+    elif space == "G":
+        windows = w.op(f"or i32 {inside('S')}, {inside('L')}")
+        found = w.op(f"xor i32 {windows}, -1")
+    else:
+        raise NotTranslated(str(i))
+    for o in outcomes(i):
+        assert isinstance(o.value, Reg)
+        w.set_reg(o.value, found)
 
 
 @named(RULES, "MEMBAR", "ERRBAR", "CCTL", "CCTLL", "LDGDEPBAR", "FENCE", "CGAERRBAR", "CCTLT")
