@@ -10,7 +10,7 @@ from typing import Any
 
 import host_cost
 
-from devrt.compiler.sass import backend
+from devrt.compiler.sass import backend, target
 from devrt.ioctl.nv_classes import CHIPS
 from devrt.ioctl.nv_controls import FbInfo, GrInfo
 from devrt.ioctl.nv_versions import VERSION_FILE, tables_for
@@ -98,7 +98,7 @@ class NullDevice(NvidiaDevice):
 def main() -> int:
     system: Any = NullSystem()
     real: System = system
-    return host_cost.report(NullDevice("nvidia:0", real), backend.compile_program(host_cost.kernel(), backend.target(SM)))
+    return host_cost.report(NullDevice("nvidia:0", real), backend.compile_program(host_cost.kernel(), target.target(f"sm_{SM}")))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def backend_for(p: Properties) -> Backend:
         return _host(p)
     if p.isa.startswith("gfx"):
         return _gcn(p)
+    if p.isa.startswith("sm_"):
+        return _sass(p)
     raise Unsupported(f"no code generation for {p.isa}", remedy="open cpu")
 
 
@@ -68,6 +70,14 @@ def _gcn(p: Properties) -> Backend:
                     t.matrix_units)
     return Backend(tuning, t.key,
                    lambda program: amdgcn.compile_program(program, t), lambda program: amdgcn.assembly(program, t))
+
+
+def _sass(p: Properties) -> Backend:
+    from devrt.compiler.sass import backend, target
+    t = target.target(p.isa)
+    tuning = Tuning(p.lanes, target.REGISTERS, p.scratch_bytes // 8, p.scratch_bytes // 2, p.compute_units, p.scratch_bytes)
+    return Backend(tuning, t.key, lambda program: backend.compile_program(program, t),
+                   lambda program: backend.assembly(program, t))
 
 
 def lower(k: Kernel, name: str, t: Tuning) -> lir.Program:
