@@ -18,8 +18,8 @@ WAIT_S = 100
 
 def tinygrad(*arguments: str) -> tuple[str, ...]:
     """The lines that it prints."""
-    done = subprocess.run([sys.executable, "-m", "tests.witness.tinygrad_nv", *arguments], capture_output=True, text=True, cwd=ROOT,
-                          timeout=WAIT_S, check=False)
+    command = [sys.executable, "-m", "tests.witness.tinygrad_nv", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=WAIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return tuple(done.stdout.splitlines())
 
