@@ -14,21 +14,31 @@ from devrt.nvidia.device import NvidiaDevice
 
 @dataclass(frozen=True)
 class Vendor:
-    """`one` and `two` are topologies of one GPU, and of two that reach each other. `no_memory` fails the next allocation."""
+    """`one` and `two` are topologies of one GPU, and of two that reach each other; `other` is of another generation. `no_memory`
+    fails the next allocation."""
 
     name: str
     kind: type[GpuDevice]
     one: str
     two: str
+    other: str
     no_memory: str
+
+    @property
+    def uri(self) -> str:
+        return f"virtual:{self.name}/{self.one}"
+
+    @property
+    def pair(self) -> str:
+        return f"virtual:{self.name}/{self.two}"
 
     def open(self, system: System, index: int = 0) -> GpuDevice:
         made: GpuDevice = self.kind(f"test:{index}", system, index)  # type: ignore[call-arg, arg-type]
         return made
 
 
-VENDORS = (Vendor("amd", AmdDevice, "gfx1100", "2xgfx942", "errno=ENOMEM:ALLOC_MEMORY_OF_GPU"),
-           Vendor("nvidia", NvidiaDevice, "sm_90", "2xsm_90", "status=NV_ERR_NO_MEMORY:NV_ESC_RM_ALLOC"))
+VENDORS = (Vendor("amd", AmdDevice, "gfx1100", "2xgfx942", "gfx1030", "errno=ENOMEM:ALLOC_MEMORY_OF_GPU"),
+           Vendor("nvidia", NvidiaDevice, "sm_90", "2xsm_90", "sm_86", "status=NV_ERR_NO_MEMORY:NV_ESC_RM_ALLOC"))
 
 
 def leave(system: System) -> None:
