@@ -42,6 +42,8 @@ def atomic(w: Writer, i: Instruction) -> None:
     if "CAST" in i.mods:  # whether it was stored
         same = w.op(f"icmp eq {t} {old}, {compare}")
         old = w.op(f"zext {w.vec('i1')} {same} to {t}")
+        for o in outcomes(i):
+            w.write_pred(o, same)
     out = [o for o in i.dsts if isinstance(o.value, Reg) and o not in outcomes(i)]
     if out:
         if width == 64:

@@ -38,24 +38,47 @@ def outcomes(i: Instruction) -> list[Operand]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Moves and choices
 
+def element(i: Instruction) -> str:
+    """LLVM's type of the integers that it works on."""
+    return "i64" if set(i.mods) & {"64", "U64", "S64"} else "i32"
+
+
+def unsigned(i: Instruction) -> bool:
+    return bool(set(i.mods) & {"U32", "U64"})
+
+
+def integer(w: Writer, o: Operand, e: str) -> str:
+    return w.int32(o) if e == "i32" else w.int64(o)
+
+
+def write(w: Writer, o: Operand, value: str, e: str) -> None:
+    if e == "i32":
+        w.write(o, value)
+    else:
+        w.write64(o, value)
+
+
 @named(RULES, "MOV", "UMOV")
 def mov(w: Writer, i: Instruction) -> None:
-    w.write(i.dsts[0], w.word(i.srcs[0]))
+    e = element(i)
+    write(w, i.dsts[0], integer(w, i.srcs[0], e), e)
 
 
 @named(RULES, "SEL", "USEL")
 def sel(w: Writer, i: Instruction) -> None:
     a, b = values(i)
-    w.write(i.dsts[0], w.select(w.pred(predicates(i)[0]), "i32", w.int32(a), w.int32(b)))
+    e = element(i)
+    write(w, i.dsts[0], w.select(w.pred(predicates(i)[0]), e, integer(w, a, e), integer(w, b, e)), e)
 
 
-@named(RULES, "IMNMX", "VIMNMX", "UIMNMX")
+@named(RULES, "IMNMX", "VIMNMX", "UIMNMX", "UVIMNMX")
 def imnmx(w: Writer, i: Instruction) -> None:
     """The smaller where the predicate is true, else the larger."""
-    a, b = (w.int32(o) for o in values(i)[:2])
-    kind = "u" if "U32" in i.mods else "s"
-    least, most = (w.intrinsic(f"{kind}{which}", "i32", a, b) for which in ("min", "max"))
-    w.write(result(i), w.select(w.pred(predicates(i)[-1]), "i32", least, most))
+    e = element(i)
+    a, b = (integer(w, o, e) for o in values(i)[:2])
+    kind = "u" if unsigned(i) else "s"
+    least, most = (w.intrinsic(f"{kind}{which}", e, a, b) for which in ("min", "max"))
+    write(w, result(i), w.select(w.pred(predicates(i)[0]), e, least, most), e)
 
 
 @named(RULES, "IABS", "UIABS")
@@ -78,16 +101,29 @@ def wide_term(w: Writer, o: Operand) -> str:
     return w.op(f"add {t} {wide}, {w.const('i64', 1)}") if o.neg else wide
 
 
+def _none(o: Operand) -> bool:
+    return isinstance(o.value, Reg) and o.value.zero
+
+
 def carry_in(w: Writer, o: Operand, e: str) -> str:
     return w.op(f"zext {w.t('i1')} {w.pred(o)} to {w.t(e)}")
 
 
-@named(RULES, "IADD3", "UIADD3", "VIADD", "UVIADD")
+@named(RULES, "IADD3", "UIADD3", "IADD", "UIADD", "VIADD", "UVIADD")
 def iadd3(w: Writer, i: Instruction) -> None:
     """Two carries out: one where the sum reaches 1 << 32, one where it reaches 2 << 32."""
     terms, carries, out = values(i), predicates(i) if "X" in i.mods else [], outcomes(i)
+    if "64" in i.mods:
+        parts = [w.int64(o) for o in terms]
+        if carries or any(not _none(o) for o in out):
+            raise NotTranslated(f"{i.op} with a carry")
+        total = parts[0]
+        for more in parts[1:]:
+            total = w.op(f"add {w.t('i64')} {total}, {more}")
+        w.write64(result(i), total)
+        return
     carries = [o for o in carries if not (isinstance(o.value, Reg) and o.value.zero and o.inv)]
-    if all(isinstance(o.value, Reg) and o.value.zero for o in out):
+    if all(_none(o) for o in out):
         t = w.t("i32")
         given = [w.int32(o) for o in terms if not (isinstance(o.value, Reg) and o.value.zero and not o.inv)]
         total = given[0] if given else w.const("i32", 0)
@@ -103,16 +139,6 @@ def iadd3(w: Writer, i: Instruction) -> None:
     w.write(result(i), w.op(f"trunc {t} {total} to {w.t('i32')}"))
     for n, o in enumerate(out):
         w.write_pred(o, w.op(f"icmp uge {t} {total}, {w.const('i64', n + 1 << 32)}"))
-
-
-@named(RULES, "IADD", "UIADD")
-def iadd(w: Writer, i: Instruction) -> None:
-    """The sum of two words, or with .64 of two pairs."""
-    a, b = i.srcs[:2]
-    if "64" in i.mods:
-        w.write64(result(i), w.op(f"add {w.t('i64')} {w.int64(a)}, {w.int64(b)}"))
-    else:
-        w.write(result(i), w.op(f"add {w.t('i32')} {w.int32(a)}, {w.int32(b)}"))
 
 
 @named(RULES, "VIADDMNMX")
@@ -196,13 +222,13 @@ def imad(w: Writer, i: Instruction) -> None:
         for more in ([] if c is None or _nothing(c) else [w.int32(c)]) + [carry_in(w, o, "i32") for o in carries]:
             total = more if total == "" else w.op(f"add {t} {total}, {more}")
         w.write(result(i), total or w.const("i32", 0))
-        if any(not (isinstance(o.value, Reg) and o.value.zero) for o in outcomes(i)):
+        if any(not _none(o) for o in outcomes(i)):
             raise NotTranslated(f"{i.op} with a carry")
         return
     extend = "zext" if "U32" in i.mods else "sext"
     x, y = (w.op(f"{extend} {t} {w.int32(o)} to {wide}") for o in (a, b))
     total = w.op(f"mul {wide} {x}, {y}")
-    out = [o for o in outcomes(i) if not (isinstance(o.value, Reg) and o.value.zero)]
+    out = [o for o in outcomes(i) if not _none(o)]
     added = [] if c is None or _nothing(c) else [w.int64(c)]
     first = total
     for more in added + [carry_in(w, o, "i64") for o in carries]:
@@ -479,10 +505,11 @@ _COMPARE = {"LT": "lt", "LE": "le", "GT": "gt", "GE": "ge"}
 def isetp(w: Writer, i: Instruction) -> None:
     """a cmp b, and what combines it with a predicate; the second result is the same for the opposite. .EX: the words are the high
     ones, and a further predicate is what the low ones gave."""
-    t, one = w.t("i32"), w.t("i1")
-    a, b = (w.int32(o) for o in values(i)[:2])
+    e = element(i)
+    t, one = w.t(e), w.t("i1")
+    a, b = (integer(w, o, e) for o in values(i)[:2])
     name = next(m for m in i.mods if m in ("F", "LT", "EQ", "LE", "GT", "NE", "GE", "T"))
-    kind = "u" if "U32" in i.mods else "s"
+    kind = "u" if unsigned(i) else "s"
     given = predicates(i)
     if name in ("F", "T"):
         found = w.const("i1", int(name == "T"))

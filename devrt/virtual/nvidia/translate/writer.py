@@ -236,9 +236,9 @@ class Writer:
         return self._known[known]
 
     def word64(self, o: Operand, k: int = 0) -> str:
-        """Words `k` and `k` + 1 as 64 bits, modifiers left out."""
+        """Words `k` and `k` + 1 as 64 bits, modifiers left out; of a constant of 32 bits with its sign."""
         if isinstance(o.value, Imm):
-            return self.const("i64", signed64(o.value.value))
+            return self.const("i64", signed32(o.value.value) if o.value.bits == 32 else signed64(o.value.value))
         if isinstance(o.value, Reg) and o.value.zero:
             return self.const("i64", 0)
         return self.pair(self.word(o, k), self.word(o, k + 1))
