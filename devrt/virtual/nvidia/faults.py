@@ -8,6 +8,7 @@ brackets.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 
 from devrt.virtual.memory import SPAN, Access, AddressSpace, MemoryFault
@@ -99,6 +100,7 @@ WARP_ERRORS = {
 }
 HANGS = "hang", "stopped", "deadlock"  # kinds that hardware tells nobody about
 _ADDRESS_VALID = 1 << 24  # WARP_ESR
+_ADDRESS = re.compile(r"\baddress (0x[0-9a-f]+)")
 _MMU_WARP_ERROR = 0x20    # what a warp's register holds after an MMU fault
 _BREAKPOINT = 0x10        # GLOBAL_ESR: BPT_INT
 
@@ -135,8 +137,9 @@ def launch_error(channel: Channel, class_id: int, offset: int, data: int, why: s
 def warp_error(channel: Channel, fault: WarpFault) -> tuple[ChannelError, SmError]:
     """What an exception of a warp becomes."""
     error, text = WARP_ERRORS[fault.kind]
-    esr = error | (fault.warp & 0x3F) << 16 | (_ADDRESS_VALID if "address" in fault.detail else 0)
-    state = SmError(channel, 0, _BREAKPOINT if fault.kind == "trap" else 0, esr, fault.pc, 0)
+    found = _ADDRESS.search(fault.detail)
+    esr = error | (fault.warp & 0x3F) << 16 | (_ADDRESS_VALID if found else 0)
+    state = SmError(channel, 0, _BREAKPOINT if fault.kind == "trap" else 0, esr, fault.pc, int(found[1], 16) if found else 0)
     return ChannelError(Xid.GR_EXCEPTION, (
         f"Graphics SM Warp Exception on (GPC 0, TPC 0, SM 0): {text}\n"
         f"Graphics Exception: ESR 0x504730={esr:#x} 0x504734={state.global_esr:#x} 0x504728=0x4c1eb72 0x50472c=0x174\n"

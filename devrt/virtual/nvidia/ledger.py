@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from devrt.virtual.memory import AddressSpace
 from devrt.virtual.pieces import Piece, overlap
 
-_CONSTANTS = 4096   # ranges of constant banks and of code remembered
+_RANGES = 4096  # of constant banks or of code, remembered for a space
 
 _keys = itertools.count(1)
 _lock = threading.Lock()
@@ -142,24 +143,25 @@ class Cache:
     """What launches read since the last invalidation, by address: a range that has changed since is stale."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._held: WeakKeyDictionary[AddressSpace, dict[int, bytes]] = WeakKeyDictionary()
 
     def read(self, space: AddressSpace, va: int, data: bytes) -> bool:
         """Whether a launch that finds these bytes in memory sees them, rather than others that it has in the cache."""
-        key = space.root, va
-        held = self._held.get(key)
-        if held is None or len(held) < len(data):
-            if held is not None and data[:len(held)] != held:
-                return False
-            self._held[key] = data
-            if len(self._held) > _CONSTANTS:
-                self._held.popitem(last=False)
-            return True
-        return held[:len(data)] == data
+        ranges = self._held.setdefault(space, {})
+        held = ranges.get(va, b"")
+        size = min(len(held), len(data))
+        if held[:size] != data[:size]:
+            return False
+        if len(held) < len(data):
+            if len(ranges) >= _RANGES:  # a cache has an end: what was read first is gone from it
+                ranges.pop(next(iter(ranges)))
+            ranges[va] = data
+        return True
 
     def invalidate(self, space: AddressSpace, va: int = -1) -> None:
         """Forget what a space's launches read: all of it, or the range at an address."""
+        ranges = self._held.get(space, {})
         if va >= 0:
-            self._held.pop((space.root, va), None)
+            ranges.pop(va, None)
         else:
-            self._held = OrderedDict((key, data) for key, data in self._held.items() if key[0] != space.root)
+            ranges.clear()

@@ -254,14 +254,14 @@ def test_methods_that_are_refused(r: Rig, offset: int, data: int, why: str) -> N
 ])
 def test_a_warp_fault(r: Rig, kind: str, error: int, text: str) -> None:
     def fail(launch: Launch, space: AddressSpace) -> None:
-        raise WarpFault(kind, launch.entry + 32, 3, 7, "LDG R2, [R4]", (1, 0, 0))
+        raise WarpFault(kind, launch.entry + 32, 3, 7, "LDS R2, [R4], address 0x1003", (1, 0, 0))
     line, entry = r.channel(), r.kernel(fail)
     told = line.send(line.launch(r.qmd(entry))).error().splitlines()
     assert told[0] == f"Xid 13: Graphics SM Warp Exception on (GPC 0, TPC 0, SM 0): {text}"
-    assert told[1].startswith(f"Graphics Exception: ESR 0x504730={error | 3 << 16:#x} 0x504734=0x0")
+    assert told[1].startswith(f"Graphics Exception: ESR 0x504730={error | 3 << 16 | 1 << 24:#x} 0x504734=0x0")
     assert f"{kind} at {entry + 32:#x}, block (1, 0, 0), warp 3, lane 7" in told[2]
     state, = r.gpu.sm_errors
-    assert (state.warp_esr & 0xFFFF, state.warp_esr >> 16 & 0x3F, state.pc) == (error, 3, entry + 32)
+    assert (state.warp_esr & 0xFFFF, state.warp_esr >> 16 & 0x3F, state.pc, state.address) == (error, 3, entry + 32, 0x1003)
     r.gpu.clear_errors(line.channel)
     assert not r.gpu.sm_errors
 
