@@ -259,9 +259,8 @@ class _Run:
         assert isinstance(i.mem, Shared)
         layout, sums = lir.LAYOUTS[i.attrs["layout"]], self._args(i)[2:]
         a, b = self._tile(i, 0, i.attrs["lda"]), self._tile(i, 1, i.attrs["ldb"])
-        columns = self.lanes[0] % lir.MMA_SIDE
         for v, (out, total) in enumerate(zip(i.out, sums, strict=True)):
-            rows = layout.per_register * v + layout.per_half * (self.lanes[0] // lir.MMA_SIDE)
+            rows, columns = layout.place(v, self.lanes[0])
             total = self._all(total)
             for k in range(lir.MMA_SIDE):
                 total = arithmetic.evaluate("fma", a[:, rows, k], b[:, columns, k], total)

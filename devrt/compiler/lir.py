@@ -86,18 +86,51 @@ class Reg:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A summand of a row or column: `of` // divided % modulo * times; no modulus where it would change nothing."""
+
+    of: str  # "register" or "lane"
+    times: int
+    divided: int = 1
+    modulo: int | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Where a wave of `lanes` keeps a 16x16 matrix of float32: register v of lane l is element
-    i = per_register*v + per_half*(l // 16), j = l % 16."""
+    """Where a wave of `lanes` keeps a 16x16 matrix of float32: register v of lane l is the element whose row is the sum of
+    `rows`, whose column that of `columns`. `types`: what its units multiply."""
 
     lanes: int
     registers: int
-    per_register: int
-    per_half: int
+    rows: tuple[Part, ...]
+    columns: tuple[Part, ...]
+    types: tuple[str, ...] = ("float16", "bfloat16")
+
+    def place(self, register: Any, lane: Any) -> tuple[Any, Any]:
+        """(row, column), of numbers or arrays of them."""
+        number = {"register": register, "lane": lane}
+
+        def total(parts: tuple[Part, ...]) -> Any:
+            found: Any = 0
+            for p in parts:
+                part = number[p.of] // p.divided
+                found = found + (part if p.modulo is None else part % p.modulo) * p.times
+            return found
+        return total(self.rows), total(self.columns)
 
 
-# AMD's matrix instruction calculator: WMMA of RDNA 3 in waves of 32 lanes, MFMA 16x16x16 of CDNA 2 and 3.
-LAYOUTS = {"wmma": Layout(32, 8, 2, 1), "mfma": Layout(64, 4, 1, 4)}
+_COLUMN_OF_LANE = (Part("lane", 1, modulo=16),)
+# m16n8 fragments: a quarter of the lanes to a row, two columns each; the second pair of registers 8 rows further on.
+_HMMA = ((Part("lane", 1, divided=4), Part("register", 8, divided=2, modulo=2)),
+         (Part("lane", 2, modulo=4), Part("register", 1, modulo=2), Part("register", 8, divided=4)))
+# AMD's matrix instruction calculator: WMMA of RDNA 3 in waves of 32 lanes, MFMA 16x16x16 of CDNA 2 and 3. PTX ISA, "Matrix
+# fragments for mma.m16n8k16" and "..m16n8k8": HMMA, two side by side; Turing's multiplies float16 alone.
+LAYOUTS = {
+    "wmma": Layout(32, 8, (Part("register", 2), Part("lane", 1, divided=16)), _COLUMN_OF_LANE),
+    "mfma": Layout(64, 4, (Part("register", 1), Part("lane", 4, divided=16)), _COLUMN_OF_LANE),
+    "hmma": Layout(32, 8, *_HMMA),
+    "hmma8": Layout(32, 8, *_HMMA, types=("float16",)),
+}
 MMA_SIDE = 16  # rows, columns and depth of one mma
 MMA_ALIGN = 8  # elements: what its indexes and strides are multiples of
 
@@ -488,8 +521,8 @@ def _mma_error(p: Program, i: Inst) -> str:
     layout = LAYOUTS.get(i.attrs["layout"])
     if layout is None or p.lanes != layout.lanes:
         return f"mma has the layouts {', '.join(f'{name} of {x.lanes} lanes' for name, x in LAYOUTS.items())}"
-    if not isinstance(i.mem, Shared) or i.mem.dtype not in (dt.float16, dt.bfloat16):
-        return "mma multiplies float16 or bfloat16 in a shared array"
+    if not isinstance(i.mem, Shared) or i.mem.dtype.name not in layout.types:
+        return f"mma multiplies {' or '.join(layout.types)} in a shared array"
     if any(r.dtype is not p.index for r in i.args[:2]):
         return "mma takes its tiles by two index registers"
     if [r.dtype for r in i.args[2:]] != [dt.float32] * layout.registers or len(i.out) != layout.registers:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devrt.compiler.dtypes import DType, float32
-from devrt.compiler.lir import LAYOUTS, MMA_SIDE, Builder, Reg
+from devrt.compiler.lir import LAYOUTS, MMA_SIDE, Builder, Part, Reg
 from devrt.compiler.lowering.contract_plan import Tuning
 
 _STEP = 32  # of k
@@ -186,13 +186,23 @@ class _Lowering:
 
     def put(self, row: int, column: Reg, register: Reg, value: Reg) -> None:
         """Store one register of the tile at row, column of the block."""
-        b, p, side = self.b, self.p, self.b.idx(MMA_SIDE)
-        half, place = b.div(self.lane, side), b.rem(self.lane, side)
-        inner = b.add(b.mul(register, b.idx(self.layout.per_register)), b.mul(half, b.idx(self.layout.per_half)))
-        m = b.add(b.add(self.m0, b.idx(row * MMA_SIDE)), inner)
-        n = b.add(b.add(self.n0, b.mul(column, side)), place)
+        b, p = self.b, self.p
+        m = b.add(b.add(self.m0, b.idx(row * MMA_SIDE)), self.total(self.layout.rows, register))
+        n = b.add(b.add(self.n0, b.mul(column, b.idx(MMA_SIDE))), self.total(self.layout.columns, register))
         tests = [b.lt(i, b.idx(size)) for i, size, block in ((m, p.m, self.height), (n, p.n, self.width)) if size % block]
         p.store(b, self.batch, m, n, value, b.and_(*tests) if len(tests) == 2 else tests[0] if tests else None)
+
+    def total(self, parts: tuple[Part, ...], register: Reg) -> Reg:
+        """The row or column in a tile that these parts of a layout say."""
+        b, total = self.b, None
+        for part in parts:
+            x = b.div(register if part.of == "register" else self.lane, b.idx(part.divided))
+            if part.modulo is not None:
+                x = b.rem(x, b.idx(part.modulo))
+            x = b.mul(x, b.idx(part.times))
+            total = x if total is None else b.add(total, x)
+        assert total is not None
+        return total
 
 
 def _over(a: int, b: int) -> int:

@@ -6,7 +6,7 @@ from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
 from devrt.compiler.index import Axis
 from devrt.compiler.kernel import Attend, Contract, Ex, Kernel, Name, Store, subexpressions
-from devrt.compiler.lir import Builder, Param, Program, Reg
+from devrt.compiler.lir import LAYOUTS, Builder, Param, Program, Reg
 from devrt.compiler.lowering import attention, contract, expression, matrix_units
 from devrt.compiler.lowering.contract_plan import Tuning
 from devrt.compiler.lowering.expression import Scope, check
@@ -74,7 +74,7 @@ def work(e: Ex, dtype: DType) -> int:
 
 def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
     """The LIR of a matrix product with its epilogue."""
-    if t.matrix_units and _fits_matrix_units(k):
+    if t.matrix_units and _fits_matrix_units(k, t.matrix_units):
         return _lower_on_matrix_units(k, name, t)
     calls = _Callbacks()
     c = contraction_of(k, calls)
@@ -85,10 +85,10 @@ def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
     return b.finish()
 
 
-def _fits_matrix_units(k: Kernel) -> bool:
+def _fits_matrix_units(k: Kernel, units: str) -> bool:
     s, _ = _stages(k)
     return (isinstance(s, Contract) and s.fast and s.dtype is dt.float32 and s.a.dtype is s.b.dtype
-            and s.a.dtype in (dt.float16, dt.bfloat16) and min(s.batch.size, s.m.size, s.n.size, s.k.size) > 0)
+            and s.a.dtype.name in LAYOUTS[units].types and min(s.batch.size, s.m.size, s.n.size, s.k.size) > 0)
 
 
 def _lower_on_matrix_units(k: Kernel, name: str, t: Tuning) -> Program:

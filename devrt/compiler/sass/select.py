@@ -49,6 +49,7 @@ class Selector(Emitter):
         self.descriptor: sass.Reg | None = None
         self.system = ("SYS",) if target.sm == 75 else ()
         self.minus_zero = self.derived(ZERO, "minus", lambda: Operand(ZERO.value, neg=True))
+        self.fragments: dict[tuple[int, int], Operand] = {}  # what LDSM brought since shared memory was last written, in this region
         self._order = 0
         self._halves: dict[tuple[object, ...], Int] = {}
         self.exposed = {r for i in lir.walk(program.body) if i.op in _BITS_MATTER for r in i.args}
@@ -303,6 +304,7 @@ class Selector(Emitter):
         select_memory.store(self, i)
 
     def do_barrier(self, i: Inst) -> None:
+        self.fragments.clear()
         self.put("BAR", ("SYNC",) if self.target.sm == 75 else ("SYNC", "DEFER_BLOCKING"), (), (self.byte(0),))
 
     def do_mma(self, i: Inst) -> None:
@@ -401,7 +403,9 @@ class Selector(Emitter):
             self.ints[i.inner[0]] = select_index.atom(self, value, lo.lo, most, wide=lo.wide, aligned=min(stride, lo.aligned))
             for r, holder in zip(i.inner[1:], holders, strict=True):
                 self._held(r, holder)
+            self.fragments.clear()
             self.block(i.body)
+            self.fragments.clear()
             self._move(holders, [self._words(r) for r in i.body[-1].args])
             again = self._advance(counter, step, i.args[1], limit)
             self.branch(head, again)
@@ -472,7 +476,9 @@ class Selector(Emitter):
         self._move(holders, [self._words(r) for r in i.args[1:]])
 
         def body() -> None:
+            self.fragments.clear()
             self.block(i.body)
+            self.fragments.clear()
             values = [self._words(r) for r in i.body[-1].args]
             self._move(holders, values, self.predicate(c))
         self.when(c, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,11 @@ import numpy as np
 from devrt.compiler import convert, lir
 from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
+from devrt.compiler.sass import select_index as index
+from devrt.compiler.sass import select_integer as integer
+from devrt.compiler.sass.instruction import ZERO as ZEROS
+from devrt.compiler.sass.instruction import Address, File, Operand, Reg
+from devrt.compiler.sass.select_emit import ZERO
 from devrt.compiler.sass.select_float import bits32
 
 if TYPE_CHECKING:
@@ -32,4 +38,55 @@ def table_bytes(t: lir.Table) -> bytes:
 
 
 def multiply(s: Selector, i: lir.Inst) -> None:
-    raise NotImplementedError
+    """HMMA: two products of 16x8 beside each other, each 16 deep (Turing: two of 8 deep). LDSM.4 brings four blocks of 8x8 halves, whose
+    rows lie where lanes 0 to 7, 8 to 15, .. say: of A from top left to bottom right by columns, of B (whose rows are columns of the
+    product) by rows."""
+    assert isinstance(i.mem, lir.Shared)
+    lane = index.low(s, s.lane)
+    eight, sixteen = s.imm(8), s.imm(16)
+    row = integer.logic(s, "and", lane, s.imm(15))
+    right = integer.logic(s, "and", lane, sixteen)  # of 16 bytes
+    a = _fragment(s, i.mem, i.args[0], i.attrs["lda"], row, right)
+    row = integer.add(s, integer.logic(s, "and", lane, s.imm(7)), integer.shift_right(s, right, s.imm(1), signed=False))
+    right = integer.shift_left(s, integer.logic(s, "and", lane, eight), s.imm(1))
+    b = _fragment(s, i.mem, i.args[1], i.attrs["ldb"], row, right)
+    deep = i.attrs["layout"] == "hmma"
+    kind = ("16816" if deep else "1688", "F32", *(("BF16",) if i.mem.dtype is dt.bfloat16 else ()))
+    for half in range(2):
+        total = _four(s, [s.word(r) for r in i.args[2 + 4 * half:6 + 4 * half]])
+        if deep:
+            total = s.emit("HMMA", kind, a, s.part(b, 2 * half, 2), total, words=4)
+        else:
+            for k in range(2):
+                total = s.emit("HMMA", kind, s.part(a, 2 * k, 2), s.part(b, 2 * half + k), total, words=4)
+        for k in range(4):
+            s.values[i.out[4 * half + k]] = s.part(total, k)
+
+
+def _fragment(s: Selector, mem: lir.Shared, start: lir.Reg, stride: int, row: Operand, right: Operand) -> Operand:
+    """Four registers of a tile whose first element is `start`; this lane names the row `row`, `right` bytes on."""
+    at = s.int(start)
+    mine = integer.mul(s, row, s.imm(2 * stride), right)
+    if at.terms:
+        mine = integer.add(s, mine, index.word_sum(s, tuple((t, 2 * f) for t, f in at.terms), 0))
+    key = id(mine), s.offsets[mem.name] + 2 * at.const
+    found = s.fragments.get(key)
+    if found is None:
+        found = s.fragments[key] = s.new(4)
+        assert isinstance(mine.value, Reg)
+        s.put("LDSM", ("16", "M88", "4"), (found,), (Operand(Address(mine.value, key[1])),))
+    return found
+
+
+def _four(s: Selector, words: list[Operand]) -> Operand:
+    """Four words in one register."""
+    if all(w is ZERO for w in words):
+        return Operand(Reg(File.R, ZEROS[File.R], 4))
+    first = words[0].value
+    if isinstance(first, Reg) and first.virtual and s.f.words[first.file, first.index] == 4 and first.sub == 0 and all(
+            w.value == replace(first, sub=k) for k, w in enumerate(words)):
+        return s.known(Operand(replace(first, words=4)), s.level(words[0]))
+    r = s.new(4)
+    for k, w in enumerate(words):
+        s.put("MOV", (), (s.part(r, k),), (w,))
+    return r

@@ -85,6 +85,7 @@ def store(s: Selector, i: lir.Inst) -> None:
     s.aligned[id(place)] = index.alignment(at, bytes_of(d))
     s.kept.append(place)
     if isinstance(i.mem, lir.Shared):
+        s.fragments.clear()
         s.put("STS", kind, (), (Operand(place), value), guard)
     else:
         s.put("STG", ("E", *kind, *s.system), (), (Operand(place), value), guard)
