@@ -80,6 +80,17 @@ def _sass(p: Properties) -> Backend:
                    lambda program: backend.assembly(program, t))
 
 
+def _sass(p: Properties) -> Backend:
+    """Groups of one warp: a multiprocessor needs several at once, so each plans with its part of shared memory."""
+    from devrt.compiler.sass import backend
+    from devrt.compiler.sass import target as sass
+    t = sass.target(p.isa)
+    part = min(p.scratch_bytes, t.shared_bytes) // t.groups
+    tuning = Tuning(sass.LANES, sass.REGISTERS, part // 4, part // 2, p.compute_units, part, t.matrix_units)
+    return Backend(tuning, t.key,
+                   lambda program: backend.compile_program(program, t), lambda program: backend.assembly(program, t))
+
+
 def lower(k: Kernel, name: str, t: Tuning) -> lir.Program:
     """The LIR of a kernel: one lowering a kind."""
     from devrt.compiler.lowering import map, product, rows

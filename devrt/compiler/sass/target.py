@@ -9,10 +9,8 @@ from devrt.device import Unsupported
 # sm -> bytes of shared memory that a group may use (CUDA C programming guide, "Technical specifications per compute capability").
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
 # sm -> groups of one warp that a multiprocessor should be able to hold at once: plans leave each its part of the memory.
-GROUPS = {75: 4, 80: 8, 86: 4, 89: 4, 90: 8, 120: 4}
-# sm -> the layout of a product in the registers of its matrix units (lir.LAYOUTS), and the types that they multiply.
-HALVES, FLOAT16 = ("float16", "bfloat16"), ("float16",)
-MATRIX_TYPES = {75: FLOAT16, 80: HALVES, 86: HALVES, 89: HALVES, 90: HALVES, 120: HALVES}
+GROUPS = {75: 4, 80: 8, 86: 8, 89: 8, 90: 8, 120: 8}
+MATRIX_UNITS = {75: "hmma8"}  # the layout of a product in their registers (lir.LAYOUTS) where it is not "hmma"
 PARAMS = {75: 0x160, 80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 120: 0x380}  # where parameters start in bank 0
 DESCRIPTORS = {80: 0x118, 86: 0x118, 89: 0x118, 90: 0x208, 120: 0x358}  # where bank 0 holds the descriptor of global memory
 RESERVED_SHARED = {90: 0x400, 120: 0x400}  # bytes at the start of shared memory that the system keeps
@@ -43,6 +41,14 @@ class SassTarget:
     @property
     def shared_bytes(self) -> int:
         return SHARED_BYTES[self.sm]
+
+    @property
+    def groups(self) -> int:
+        return GROUPS[self.sm]
+
+    @property
+    def matrix_units(self) -> str:
+        return MATRIX_UNITS.get(self.sm, "hmma")
 
 
 def target(isa: str) -> SassTarget:
