@@ -1,4 +1,4 @@
-"""Control words: stalls, scoreboards, waits and reuse flags for code in its last order.
+"""Control words: stalls, scoreboards and waits for code in its last order.
 
 State runs over the edges of the control flow until nothing changes: for each register how long ago it was written with a
 fixed latency, and for each scoreboard which registers are still to be written or read under it. So a load at the end of a
@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from devrt.compiler.sass import latency, mir
-from devrt.compiler.sass.instruction import Control, File, Instruction, Operand, Reg
-from devrt.compiler.sass.isa.codec import kinds, tables_of
+from devrt.compiler.sass.instruction import Control, Instruction
 from devrt.compiler.sass.liveness import unconditional
 
 SCOREBOARDS = 6
 NONE = 7
 LONGEST = 15          # stall; more takes a NOP
-_HINT = 12            # stalls from here on need the yield hint
+HINT = 12             # stalls from here on need the yield hint
 _HORIZON = 32         # cycles after which every fixed latency is over
 BRANCHES = ("BRA", "EXIT", "RET", "CALL", "BRX", "JMP")
 _AHEAD = 2            # least stall of what releases a scoreboard that the next instruction waits for
@@ -38,7 +37,6 @@ class _Step:
     read_board: int = NONE
     wait: int = 0
     stall: int = 1
-    reuse: tuple[int, ...] = ()
 
 
 @dataclass
@@ -83,8 +81,6 @@ def control(f: mir.Function) -> mir.Function:
     _boards(rows, after, later)
     _waits(rows, after)
     _stalls(rows, after, t)
-    for row in rows:
-        _reuse(row, f.sm)
     return mir.Function(f.name, f.sm, f.threads, [mir.Block(b.label, _emit(row)) for b, row in zip(f.blocks, rows, strict=True)],
                         f.shared_bytes, f.local_bytes, f.params, f.constants, f.words)
 
@@ -276,10 +272,8 @@ def _stalls(rows: list[list[_Step]], after: list[list[int]], t: latency.Tables) 
         if lead:
             for k in before[n]:
                 rows[k][-1].stall += lead
-                if k not in work:
-                    work.insert(0, k)
-            if n not in work:
-                work.append(n)
+            again = [k for k in before[n] if k != n]  # before the block itself, which sees their new ends
+            work = again + [k for k in work if k not in again and k != n] + [n]
         if end != ends[n]:
             ends[n] = end
             work += [k for k in after[n] if k not in work]
@@ -323,46 +317,20 @@ def _run_times(row: list[_Step], times: _Times, t: latency.Tables) -> tuple[int,
     return lead, times.shifted(cycle)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reuse flags, and the words themselves
-
-def _reuse(row: list[_Step], sm: int) -> None:
-    """Marks the operands that the next instruction reads in the same place: they stay at the operand collector, and the register
-    banks are read less."""
-    places = [_collected(step.instruction, sm) for step in row]
-    for step, here, there in zip(row, places, places[1:], strict=False):
-        if here and there and step.stall < _HINT:
-            written = {word for word, _ in step.writes}
-            step.reuse = tuple(k for k, slot, index in here
-                               if index not in written and any(slot == s and index == i for _, s, i in there))
-
-
-def _collected(i: Instruction, sm: int) -> list[tuple[int, int, int]]:
-    """(place among the sources, slot of the operand collector, register) of the operands that can be kept."""
-    if not any(isinstance(o.value, Reg) and o.value.file is File.R for o in i.srcs):
-        return []
-    slots = tables_of(sm).writer(i.op, i.mods, kinds(i.dsts), kinds(i.srcs)).srcs
-    return [(k, slot.reuse, o.value.index) for k, (slot, o) in enumerate(zip(slots, i.srcs, strict=False))
-            if slot.reuse >= 0 and isinstance(o.value, Reg) and not o.value.zero]
-
-
 def _emit(row: list[_Step]) -> list[Instruction]:
     """The instructions. What is more than the longest stall goes to NOPs behind, or in front of a branch."""
     out: list[Instruction] = []
     for step in row:
-        i, srcs = step.instruction, step.instruction.srcs
-        if step.reuse:
-            srcs = tuple([Operand(o.value, o.neg, o.abs, o.inv, True, o.select) if k in step.reuse else o
-                          for k, o in enumerate(srcs)])
+        i = step.instruction
         first, more = min(step.stall, LONGEST), []
         for rest in range(step.stall - first, 0, -LONGEST):
             more.append(Instruction("NOP", control=_pause(min(rest, LONGEST))))
         branch = i.op in BRANCHES
-        done = Instruction(i.op, i.mods, i.dsts, srcs, i.guard,
-                           Control(first, first >= _HINT, step.write_board, step.read_board, step.wait), i.address)
+        done = Instruction(i.op, i.mods, i.dsts, i.srcs, i.guard,
+                           Control(first, first >= HINT, step.write_board, step.read_board, step.wait), i.address)
         out += [*more, done] if branch else [done, *more]
     return out
 
 
 def _pause(cycles: int) -> Control:
-    return Control(cycles, cycles >= _HINT)
+    return Control(cycles, cycles >= HINT)

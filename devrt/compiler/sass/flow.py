@@ -7,7 +7,7 @@ the program, and some more. Indirect branches go where the image's attributes sa
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from devrt.compiler.sass.instruction import Instruction, Label, Reg
@@ -51,13 +51,28 @@ def walk(code: bytes, entry: int, sm: int, base: int = 0,
          indirect: Mapping[int, tuple[int, ...]] | None = None) -> dict[int, FlowBlock]:
     """The blocks that can run from `entry` on, by address. `code` lies at `base`; all addresses count from where `base` does.
     `indirect`: targets by the address of an indirect branch. Raises IllegalInstruction for code that is none, or ends."""
-    indirect = indirect or {}
+    return _explore(lambda address: _decode(code, address - base, address, sm), entry, indirect or {})
+
+
+def blocks_of(instructions: Sequence[Instruction]) -> dict[int, FlowBlock]:
+    """The same of code that is not encoded yet: instructions with addresses, of which the first is the entry."""
+    known = {i.address: i for i in instructions}
+
+    def fetch(address: int) -> Instruction:
+        if address not in known:
+            raise IllegalInstruction(address, f"code of {len(known)} instructions goes on outside itself")
+        return known[address]
+
+    return _explore(fetch, instructions[0].address, {})
+
+
+def _explore(fetch: Callable[[int], Instruction], entry: int, indirect: Mapping[int, tuple[int, ...]]) -> dict[int, FlowBlock]:
     known: dict[int, Instruction] = {}
     leaders, work = {entry}, [entry]
     while work:
         address = work.pop()
         while address not in known:
-            i = known[address] = _decode(code, address - base, address, sm)
+            i = known[address] = fetch(address)
             found = [*_targets(i, indirect), *((address + WORD,) if i.op in _ENDS and _goes_on(i) else ())]
             for target in found:
                 leaders.add(target)

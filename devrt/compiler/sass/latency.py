@@ -453,6 +453,12 @@ def reads_late(i: Instruction, sm: int) -> bool:
     return _late(i.op, i.mods, sm)
 
 
+def in_order(i: Instruction, sm: int) -> bool:
+    """True of instructions that take their operands one after another: memory and what goes the same way. Where one has taken
+    them, all before it have."""
+    return pipe(i, sm) == "agu"
+
+
 # Least stall of an instruction: BAR and the like give up the issue slot for so long.
 _STALLS = {"BAR": 6, "MEMBAR": 6, "CCTL": 11, "BRA": 5, "EXIT": 5, "DEPBAR": 4, "BSYNC": 5, "WARPSYNC": 5}
 

@@ -13,23 +13,17 @@ WORD = 16  # bytes of an instruction
 
 def layout(f: mir.Function) -> list[Instruction]:
     """The instructions with addresses, in order, branches to addresses; then a branch to itself, which catches what runs on, and
-    NOPs to a multiple of 128 bytes. Branches to the next instruction are left out. Raises CompileError for an unknown label."""
+    NOPs to a multiple of 128 bytes. Raises CompileError for an unknown label."""
     places: dict[str, int] = {}
-    kept: list[list[Instruction]] = []
     address = 0
-    for n, block in enumerate(f.blocks):
+    for block in f.blocks:
         places[block.label] = address
-        following = f.blocks[n + 1].label if n + 1 < len(f.blocks) else None
-        row = block.instructions
-        if row and row[-1].op == "BRA" and _names(row[-1], following) and len(row) > 1:
-            row = [*row[:-2], _slower(row[-2], row[-1])]
-        kept.append(row)
-        address += WORD * len(row)
+        address += WORD * len(block.instructions)
     out: list[Instruction] = []
-    for row in kept:
-        for i in row:
-            out.append(Instruction(i.op, i.mods, i.dsts, tuple(_resolved(o, places, f.name) for o in i.srcs), i.guard, i.control,
-                                   WORD * len(out)))
+    for block in f.blocks:
+        for i in block.instructions:
+            out.append(Instruction(i.op, i.mods, i.dsts, tuple([_resolved(o, places, f.name) for o in i.srcs]), i.guard,
+                                   i.control, WORD * len(out)))
     here = WORD * len(out)
     out.append(Instruction("BRA", srcs=(Operand(Label(here)),), control=Control(0, True), address=here))
     while len(out) * WORD % ALIGNMENT:
@@ -40,17 +34,6 @@ def layout(f: mir.Function) -> list[Instruction]:
 def assemble(f: mir.Function) -> bytes:
     """The machine code of a function that is scheduled."""
     return b"".join(encode(i, f.sm).to_bytes(WORD, "little") for i in layout(f))
-
-
-def _names(i: Instruction, label: str | None) -> bool:
-    return any(isinstance(o.value, Label) and o.value.target == label for o in i.srcs)
-
-
-def _slower(i: Instruction, branch: Instruction) -> Instruction:
-    """The instruction in front of a branch that is left out: it takes over what the branch waited and stalled for."""
-    stall = min(15, i.control.stall + branch.control.stall)
-    return Instruction(i.op, i.mods, i.dsts, i.srcs, i.guard,
-                       Control(stall, i.control.yields or stall > 11, i.control.write, i.control.read, i.control.wait), i.address)
 
 
 def _resolved(o: Operand, places: dict[str, int], name: str) -> Operand:

@@ -21,6 +21,7 @@ class Machine:
         self.words: dict[tuple[File, int, int], int] = {}
         self.local: dict[int, int] = {}
         self.stored: list[Any] = []
+        self.visits: dict[tuple[int, ...], int] = {}
 
     def read(self, r: Reg) -> tuple[int, ...]:
         if r.zero:
@@ -39,10 +40,12 @@ class Machine:
         assert isinstance(guard.value, Reg)
         return bool(self.read(guard.value)[0]) != guard.inv
 
-    def step(self, i: Instruction, chance: random.Random) -> None:
+    def step(self, i: Instruction, seed: int) -> None:
         """Runs an instruction that is no branch."""
-        if i.op == "CHANCE":  # its result is the path
-            self.write(i, [chance.randrange(2)])
+        if i.op == "CHANCE":  # its result is the path: chance knows the instruction by its constants, and how often it ran
+            name = tuple(o.value.value for o in i.srcs if isinstance(o.value, Imm))
+            self.visits[name] = self.visits.get(name, 0) + 1
+            self.write(i, [zlib.crc32(repr((seed, name, self.visits[name])).encode()) >> 7])
         elif not self.holds(i.guard):
             return
         elif i.op == "LDL":
@@ -85,7 +88,7 @@ def offset(i: Instruction) -> int:
 
 def run(f: mir.Function, seed: int, choices: int = 100) -> list[Any]:
     """What the function stores, in order, on a path that `seed` chooses at branches, until it ends or has chosen so often."""
-    chance, machine = random.Random(seed), Machine()
+    machine = Machine()
     labels = {block.label: n for n, block in enumerate(f.blocks)}
     block = n = 0
     while choices:
@@ -98,7 +101,7 @@ def run(f: mir.Function, seed: int, choices: int = 100) -> list[Any]:
             return machine.stored
         choices -= i.op == "CHANCE"
         if i.op != "BRA":
-            machine.step(i, chance)
+            machine.step(i, seed)
         elif machine.holds(i.guard):
             target = i.srcs[-1].value
             assert isinstance(target, Label) and isinstance(target.target, str)
@@ -106,10 +109,10 @@ def run(f: mir.Function, seed: int, choices: int = 100) -> list[Any]:
     return machine.stored
 
 
-def random_function(seed: int, blocks: int = 6, length: int = 12, live: int = 20) -> mir.Function:
+def random_function(seed: int, blocks: int = 6, length: int = 12, live: int = 20, generation: int = 90) -> mir.Function:
     """Blocks with loops, registers of several words that are written in parts, guards, copies, and stores of what lives on."""
     r = random.Random(seed)
-    f = mir.Function(f"f{seed}", 90, 32)
+    f = mir.Function(f"f{seed}", generation, 32)
     scalars = [f.new(File.R) for _ in range(live)]
     pairs = [f.new(File.R, 2) for _ in range(live // 5)]
     quads = [f.new(File.R, 4) for _ in range(live // 8)]
@@ -148,10 +151,10 @@ def random_function(seed: int, blocks: int = 6, length: int = 12, live: int = 20
         body = [instruction() for _ in range(length)] if n else \
             [Instruction("MOV", (), (Operand(x.part(k)),), (Operand(Imm(r.randrange(1 << 32))),))
              for x in (*scalars, *pairs, *quads) for k in range(x.words)] + \
-            [Instruction("CHANCE", (), (Operand(p),)) for p in flags]
+            [Instruction("CHANCE", (), (Operand(p),), (Operand(Imm(n)),)) for n, p in enumerate(flags)]
         if n and n < blocks - 1:
             way = f.new(File.P)
-            body.append(Instruction("CHANCE", (), (Operand(way),)))
+            body.append(Instruction("CHANCE", (), (Operand(way),), (Operand(Imm(100 + n)),)))
             body.append(Instruction("BRA", (), (), (Operand(Label(f"b{r.randrange(1, blocks)}")),), Operand(way)))
         f.blocks.append(mir.Block(f"b{n}", body))
     f.blocks[-1].instructions += [Instruction("STG", ("E",), (), (Operand(x),)) for x in (*scalars, *pairs, *quads)]
