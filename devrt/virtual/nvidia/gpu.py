@@ -35,6 +35,7 @@ from devrt.virtual.nvidia.ledger import Cache, Order
 
 TIME_0, DOORBELL = 0x80, 0x90  # clc361.h; TIME_1 behind TIME_0
 QUIET = 0xFFFFFFFF             # what the doorbell holds that nobody rang: no channel's token
+_SETTLE_S = 1.0
 _TURN_S = 1e-3  # how long one channel may keep the engine while others wait
 # How the engine waits, by the time since it last did anything: it asks on and on, then after short sleeps, then after sleeps
 # that grow with the silence. 6 ms keep an idle GPU well below a hundredth of a core.
@@ -217,6 +218,13 @@ class VirtualGpu:
             runner.enabled = on
         if on:
             runner.look()  # what it was rung for meanwhile
+
+    def settle(self) -> None:
+        """Wait until what is being carried out now has ended: nothing goes on with pages that were unmapped before. A launch that
+        does not end is left to itself."""
+        for runner in self._runners:
+            if runner.lock.acquire(timeout=_SETTLE_S):
+                runner.lock.release()
 
     def clear_errors(self, channel: Channel) -> None:
         """Forget what the debugger reads of a channel."""

@@ -77,6 +77,8 @@ class UvmGpu:
     def unmap(self, va: int, nbytes: int) -> None:
         if self.va_space is not None and self.va_space.space is not None and self.va_space.handle in self.va_space.client.objects:
             self.va_space.space.unmap(va, nbytes)
+            if self.card.started is not None:
+                self.card.started.settle()
 
 
 @dataclass(eq=False)

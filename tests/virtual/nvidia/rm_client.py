@@ -32,6 +32,9 @@ class Engine:
     def attach(self, channel: Channel) -> None:
         self.channels[channel] = False
 
+    def settle(self) -> None:
+        pass
+
     def detach(self, channel: Channel) -> None:
         del self.channels[channel]
 

@@ -164,6 +164,24 @@ def test_a_hanging_kernel_leaves_others_alone_and_can_be_killed(r: Rig) -> None:
     assert r.u64(s) == 3
 
 
+def test_settling_waits_for_the_launch_that_runs(r: Rig) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def wait(launch: Launch, space: object) -> None:
+        began.set()
+        assert go.wait(10)
+    line = r.channel()
+    line.send(line.launch(r.qmd(r.kernel(wait))))
+    assert began.wait(10)
+    settled = threading.Thread(target=r.gpu.settle)
+    settled.start()
+    settled.join(0.02)
+    assert settled.is_alive()
+    go.set()
+    settled.join()
+    line.drain()
+
+
 def test_detaching_ends_a_launch_in_its_midst(r: Rig) -> None:
     began = threading.Event()
 
