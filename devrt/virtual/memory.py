@@ -42,7 +42,7 @@ class MemoryFault(Exception):
     def __init__(self, va: int, access: str, why: str) -> None:
         super().__init__(f"{access} of {va:#x}: {why}")
         self.va, self.access, self.why = va, access, why
-        self.pc, self.lane = 0, -1  # of the instruction, where a shader did it
+        self.pc, self.warp, self.lane = 0, 0, -1  # of the instruction, where a shader did it
 
 
 class Touched(Protocol):

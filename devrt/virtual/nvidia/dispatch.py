@@ -166,7 +166,7 @@ def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
     if kind in _MEMORY:
         write = what is not None and what.op in _WRITES
         fault = MemoryFault(va, "write" if write else "read", kind)
-        fault.pc, fault.lane = pc, lane
+        fault.pc, fault.warp, fault.lane = pc, warp, lane
         return fault
     detail = text(what) if what is not None else "no instruction of the kernel"
     missing = kernel.hazards.get(pc - kernel.base) if kind == "missing wait" else None

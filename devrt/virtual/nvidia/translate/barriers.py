@@ -29,6 +29,11 @@ def bar(f: Function, i: Instruction, block: FlowBlock) -> bool:
     name = _uniform(f, numbers[0])
     threads = _uniform(f, numbers[1]) if len(numbers) > 1 else "0"
     lanes = w.lanes()
+    after = w.at + 16
+    on, wait, come = f"r{after}", w.new_label("wait"), w.new_label("come")
+    if w.guard:
+        w.line(f"br i1 {w.op(f'icmp eq i32 {lanes}, 0')}, label %{on}, label %{come}")
+        w.start(come)
     vote = w.op(f"and i32 {lanes}, {w.mask_of(votes[0])}") if votes else "0"
     how = _COUNT if "POPC" in i.mods else _AND if "AND" in i.mods else _OR
     live = w.get("live", "i32")
@@ -37,9 +42,9 @@ def bar(f: Function, i: Instruction, block: FlowBlock) -> bool:
     complete = w.call("i1", "bar.come", ("ptr", "%c"), ("ptr", "%state"), ("i32", name), ("i32", threads), ("i32", lanes),
                       ("i32", vote), ("i32", str(how)), ("i1", arrive))
     if "ARV" in i.mods:
+        w.line(f"br label %{on}")
+        w.start(on)
         return True
-    after = w.at + 16
-    on, wait = f"r{after}", w.new_label("wait")
     f.resumes.setdefault(after, on)
     w.line(f"br i1 {complete}, label %{on}, label %{wait}")
     w.start(wait)

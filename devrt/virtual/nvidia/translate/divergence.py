@@ -22,6 +22,7 @@ from devrt.virtual.nvidia.translate import layout as at
 _VARYING = ("LDG", "LD", "LDS", "LDL", "LDSM", "ATOM", "ATOMG", "ATOMS", "SHFL", "MATCH", "HMMA", "IMMA", "DMMA", "BMMA", "P2R",
             "BMOV", "TEX", "TLD")
 _SAME = ("VOTE", "B2R", "CS2R", "LEPC")  # one result for all lanes
+_MEETINGS = ("BAR", "WARPSYNC", "BSYNC")
 _SAME_SPECIAL = {0x25, 0x26, 0x27, 0x2F, 0x32, 0x43, 0x50, 0x51, 0x52, 0x53, 0x88}
 _PREDICATES = 256  # tokens of P0 on
 
@@ -31,20 +32,23 @@ def masked(blocks: Mapping[int, FlowBlock], entry: int) -> set[int]:
     edges = {a: successors(blocks, b) for a, b in blocks.items()}
     before: dict[int, int] = {entry: 0}
     waiting = {entry}
-    parting: set[int] = set()
+    parting: set[int] = set()  # blocks whose lanes may part
+    inside: set[int] = set()   # those where they do before its end
     while waiting:
         here = min(waiting)
         waiting.remove(here)
-        state, parts = _through(blocks[here].instructions, before[here])
-        if parts:
+        state, parts, within = _through(blocks[here].instructions, before[here])
+        if parts or within:
             parting.add(here)
+        if within:
+            inside.add(here)
         for target in edges[here]:
             known = before.get(target)
             if known is None or known | state != known:
                 before[target] = state | (known or 0)
                 waiting.add(target)
-    found: set[int] = set()
-    more = {t for a in parting for t in edges[a]}
+    found = set(inside)
+    more = {t for a in parting for t in edges[a]} - found
     while more:
         found |= more
         more = {t for a in more for t in edges[a]} - found
@@ -73,18 +77,21 @@ def _of(o: Operand) -> int:
     return _tokens([o.value]) if isinstance(o.value, Reg) and not o.value.zero else 0
 
 
-def _through(instructions: list[Instruction], state: int) -> tuple[int, bool]:
-    """(registers that differ between lanes behind a block, whether its lanes may part), from those before it."""
+def _through(instructions: list[Instruction], state: int) -> tuple[int, bool, bool]:
+    """(registers that differ between lanes behind a block, whether its lanes may part at its end, or before), from those before
+    it."""
+    within = False
     for i in instructions:
         if i.op in ("BRA", "BRX", "JMX", "RET", "CALL", "JMP", "BRXU"):
             varying = state & _tokens(i.reads())
             if varying and "DIV" not in i.mods:
-                return state, True
+                return state, True, within
             continue
+        guard = state & _of(i.guard)
+        within |= bool(guard) and i.op in _MEETINGS
         written = _tokens(i.writes())
         if not written:
             continue
-        guard = state & _of(i.guard)
         if i.op in ("S2R", "CS2R"):
             source = i.srcs[0].value
             differs = isinstance(source, Special) and source.number not in _SAME_SPECIAL
@@ -96,7 +103,7 @@ def _through(instructions: list[Instruction], state: int) -> tuple[int, bool]:
             state |= written
         elif i.guard == TRUE:
             state &= ~written
-    return state, False
+    return state, False, within
 
 
 # ---------------------------------------------------------------------------------------------------------------------

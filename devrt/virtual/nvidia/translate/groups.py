@@ -17,17 +17,23 @@ entry:
   %gx = call i32 @get_grid_x(ptr %c)
   %gy = call i32 @get_grid_y(ptr %c)
   %start = call i32 @get_entry(ptr %c)
+  %budget = call i64 @get_budget(ptr %c)
+  %gx64 = zext i32 %gx to i64
+  %gy64 = zext i32 %gy to i64
   br label %block
 block:
   %g = phi i64 [ %begin, %entry ], [ %g2, %block.next ]
   %more = icmp slt i64 %g, %end
   br i1 %more, label %set, label %good
 set:
-  %gi = trunc i64 %g to i32
-  %x = urem i32 %gi, %gx
-  %gr = udiv i32 %gi, %gx
-  %y = urem i32 %gr, %gy
-  %z = udiv i32 %gr, %gy
+  %x64 = urem i64 %g, %gx64
+  %gr = udiv i64 %g, %gx64
+  %y64 = urem i64 %gr, %gy64
+  %z64 = udiv i64 %gr, %gy64
+  %x = trunc i64 %x64 to i32
+  %y = trunc i64 %y64 to i32
+  %z = trunc i64 %z64 to i32
+  call void @set_budget(ptr %c, i64 %budget)
   call void @set_cta_x(ptr %c, i32 %x)
   call void @set_cta_y(ptr %c, i32 %y)
   call void @set_cta_z(ptr %c, i32 %z)
