@@ -1,0 +1,46 @@
+"""The vendor's ptxas and nvdisasm as witnesses: from PyPI's nvidia-cuda-nvcc and nvidia-cuda-nvdisasm; tests skip without them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+@cache
+def _tool(name: str) -> Path | None:
+    spec = importlib.util.find_spec("nvidia")
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    return next((path for root in roots for path in sorted(Path(root).glob(f"*/bin/{name}"))), None)
+
+
+def _needed(name: str, package: str) -> Path:
+    path = _tool(name)
+    if path is None:
+        pytest.skip(f"needs {name}: pip install {package}")
+    return path
+
+
+def nvdisasm() -> Path:
+    """The path of nvdisasm."""
+    return _needed("nvdisasm", "nvidia-cuda-nvdisasm")
+
+
+@cache
+def ptxas(text: str, sm: int) -> bytes:
+    """The cubin that ptxas makes of PTX. Skips where the PTX is for a later generation than `sm`."""
+    tool = _needed("ptxas", "nvidia-cuda-nvcc")
+    target = re.search(r"^\.target\s+sm_(\d+)", text, re.MULTILINE)
+    if target and int(target[1]) > sm:
+        pytest.skip(f"the PTX is for sm_{target[1]}")
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(text)
+        done = subprocess.run([tool, "-arch", f"sm_{sm}", source, "-o", out], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return out.read_bytes()
