@@ -7,12 +7,13 @@ from functools import cache
 
 from devrt.compiler.sass.instruction import TRUE, Address, Cbuf, Control, File, Imm, Instruction, Label, Operand, Reg, Special
 from devrt.compiler.sass.isa import tables
-from devrt.compiler.sass.isa.fields import Group, Misfit, Mods, Slot, ones
+from devrt.compiler.sass.isa.fields import Group, ImmSlot, Misfit, Mods, Slot, ones
 from devrt.compiler.sass.isa.form import Form
 from devrt.compiler.sass.isa.naming import derived, underived
 from devrt.device import CompileError
 
 WORD = ones(0, 128)
+ONE_REGISTER = 0x31D  # BAR with its register printed twice
 CACHE = 8192  # operands that a slot remembers before it starts again
 
 
@@ -115,16 +116,18 @@ def _drop_absent(slots: tuple[Slot, ...], operands: list[Operand]) -> list[Opera
     kept: list[Operand] = []
     next_kind = ""
     for slot, operand in zip(reversed(slots), reversed(operands), strict=True):
-        if not (slot.optional and absent(operand) and slot.kind != next_kind):
+        if not (slot.optional and absent(slot, operand) and slot.kind != next_kind):
             kept.append(operand)
             next_kind = slot.kind
     return kept[::-1]
 
 
-def absent(operand: Operand) -> bool:
+def absent(slot: Slot, operand: Operand) -> bool:
     """True where an optional operand is as good as not there."""
     value = operand.value
-    return (isinstance(value, Reg) and value.zero and not operand.inv) or (isinstance(value, Imm) and value.value == 0)
+    if isinstance(slot, ImmSlot):
+        return isinstance(value, Imm) and value.value == slot.default
+    return isinstance(value, Reg) and value.zero and not operand.inv
 
 
 class Tables:
@@ -260,6 +263,8 @@ def encode(i: Instruction, sm: int) -> int:
     table = tables_of(sm)
     writer = table.writer(i.op, i.mods, kinds(i.dsts), kinds(i.srcs))
     word, mods = writer.word, i.mods
+    if writer.form.value & 0xFFF == ONE_REGISTER and i.srcs[0].value != i.srcs[1].value:
+        raise CompileError(f"{i.op} takes one register that holds both the id and the number of threads", evidence=str(i))
     try:
         for slot, operand in zip(writer.dsts, i.dsts, strict=True):
             word |= slot.encode(operand, mods, i.address)

@@ -94,6 +94,11 @@ def choice(lo: int, width: int, *names: str | None) -> Group:
     return Group(bits(lo, width), (*names, *(None,) * ((1 << width) - len(names))))
 
 
+def always(name: str) -> Group:
+    """Modifiers without bits, printed among the others."""
+    return Group(Bits(()), (name,))
+
+
 def words_of(words: Words, mods: Mods) -> int:
     if isinstance(words, int):
         return words
@@ -163,12 +168,14 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class RegSlot(Slot):
-    """A register. URZ is all ones of a field of 6 bits before sm_100, of 8 from then on."""
+    """A register. URZ is all ones of a field of 6 bits before sm_100, of 8 from then on.
+    `present`: RZ may not stand there."""
 
     file: File
     lo: int
     width: int = 8
     words: Words = 1
+    present: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.file.value)
@@ -186,7 +193,11 @@ class RegSlot(Slot):
         index = word >> self.lo & (1 << self.width) - 1
         words = words_of(self.words, mods)
         if index == (1 << self.width) - 1 and self.width >= 6:
+            if self.present:
+                raise Misfit("RZ does not stand here")
             return Reg(self.file, 255, words)
+        if self.file is File.SB and index > 5:
+            raise Misfit(f"there is no scoreboard {index}")
         if words > 1 and index % words and words in (2, 4):
             raise Misfit(f"{self.file.value}{index} begins no {words} words: it must be a multiple of {words}")
         return Reg(self.file, index, words)
@@ -196,9 +207,9 @@ class RegSlot(Slot):
         if value.words != words_of(self.words, mods):
             raise Misfit(f"{value} has {value.words} words where {words_of(self.words, mods)} are wanted")
         index, last = value.index, (1 << self.width) - 1
-        if self.width >= 6 and index == 255:
+        if self.width >= 6 and index == 255 and not self.present:
             return last << self.lo
-        if index > last or (index == last and self.width >= 6):
+        if index > last or (self.file is File.SB and index > 5) or (index == last and self.width >= 6):
             raise Misfit(f"there is no {value}")
         if value.words in (2, 4) and index % value.words:
             raise Misfit(f"{value} begins no {value.words} words: it must be a multiple of {value.words}")
@@ -208,15 +219,20 @@ class RegSlot(Slot):
 @dataclass(frozen=True, kw_only=True)
 class ImmSlot(Slot):
     """A constant's raw bits; `style` says how they are printed: "int" signed, "hex", "f32", "f16" (two halves), "f64" (the high
-    word)."""
+    word). `default`: what an optional one is where it is not printed."""
 
     at: Bits
     style: str = "hex"
+    default: int = 0
     kind: str = "I"
 
     @property
     def value_mask(self) -> int:
         return self.at.mask
+
+    @property
+    def absent(self) -> int:
+        return self.at.put(self.default)
 
     def read(self, word: int, mods: Mods, address: int) -> Imm:
         return Imm(self.at.get(word), self.at.width)
@@ -236,6 +252,7 @@ class CbufSlot(Slot):
     handle: RegSlot | None = None
     offset: Bits = Bits(((40, 14),))
     unit: int = 4
+    signed: bool = True
     bank: Bits = Bits(((54, 5),))
 
     def __post_init__(self) -> None:
@@ -250,7 +267,7 @@ class CbufSlot(Slot):
     def read(self, word: int, mods: Mods, address: int) -> Cbuf:
         index = self.index.read(word, mods, address) if self.index else None
         handle = self.handle.read(word, mods, address) if self.handle else None
-        offset = self.offset.get(word) if handle else self.offset.get_signed(word)
+        offset = self.offset.get(word) if handle or not self.signed else self.offset.get_signed(word)
         return Cbuf(0 if handle else self.bank.get(word), offset * self.unit, None if index is None or index.zero else index,
                     handle, words_of(self.words, mods))
 
@@ -260,7 +277,7 @@ class CbufSlot(Slot):
             raise Misfit(f"a constant of {value.words} words where {words_of(self.words, mods)} are wanted")
         if value.offset % self.unit:
             raise Misfit(f"offset {value.offset:#x} of the constant is no multiple of {self.unit}")
-        put = self.offset.put if self.handle else self.offset.put_signed
+        put = self.offset.put if self.handle or not self.signed else self.offset.put_signed
         word = put(value.offset // self.unit, "offset of the constant")
         if self.handle:
             assert value.handle is not None
@@ -331,6 +348,25 @@ class AddressSlot(Slot):
         if self.scale:
             word |= self.scale.put(self.scales.index(value.scale))
         return word
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredicatesSlot(Slot):
+    """PR, all seven predicates: no bits."""
+
+    kind: str = "P"
+
+    @property
+    def value_mask(self) -> int:
+        return 0
+
+    def read(self, word: int, mods: Mods, address: int) -> Reg:
+        return Reg(File.P, 0, 7)
+
+    def write(self, value: Value, mods: Mods, address: int) -> int:
+        if value != Reg(File.P, 0, 7):
+            raise Misfit("only PR stands here")
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)

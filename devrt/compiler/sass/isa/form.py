@@ -24,7 +24,7 @@ from devrt.compiler.sass.isa.fields import CbufSlot, Group, ImmSlot, RegSlot, Sl
 
 ALL = (75, 80, 86, 89, 90, 120)
 SINCE_80, SINCE_86, SINCE_89, SINCE_90 = ALL[1:], ALL[2:], ALL[3:], ALL[4:]
-TO_89, TO_90 = ALL[:4], ALL[:5]
+TO_89, TO_90, BLACKWELL = ALL[:4], ALL[:5], ALL[5:]
 
 
 Slots = Mapping[str, Slot | Callable[[int], Slot]]  # by name; from the generation where that matters
@@ -93,6 +93,10 @@ def uniform_width(sm: int) -> int:
     return 6 if sm < 100 else 8
 
 
+def uniform_slot(lo: int, sm: int, words: Words = 1) -> RegSlot:
+    return RegSlot(file=File.UR, lo=lo, width=uniform_width(sm), words=words)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokens
 
@@ -154,13 +158,16 @@ ARITHMETIC = re.compile(r"(?P<optional>\[)?(?P<marks>(?:\d*[-|~])*)(?P<letter>[A
 class Alu:
     """Rows of which each source may be a register or, in one of its places, a constant. `base`: the opcode's low 9 bits.
     `kinds`: forms that exist (1 registers; 2 and 4 a constant as C and B, 3 and 5 c[][], 7 and 6 a uniform register).
-    `imm`: how constants are printed. `places`: modifiers by the bit where a source begins. `register_c`: where kind 1 has C."""
+    `imm`: how constants are printed. `places`: modifiers by the bit where a source begins. `register_c`: where kind 1 has C.
+    `reuse`: which sources may be kept for the next instruction; `bindless`: whether cx[UR][..] stands for c[][]."""
 
     row: Row
     kinds: str
     imm: str
     places: Mapping[int, Marks]
     register_c: int
+    reuse: str
+    bindless: bool
 
     def forms(self, sm: int) -> list[Form]:
         return [form for kind in self.kinds for form in self._kind(int(kind), sm)] if sm in self.row.sms else []
@@ -169,7 +176,7 @@ class Alu:
         if kind in (3, 5) and sm >= 100:  # arithmetic has no c[][] from Blackwell on
             return []
         forms = []
-        for bindless in (False, True) if kind in (3, 5) else (False,):
+        for bindless in (False, True) if kind in (3, 5) and self.bindless else (False,):
             where = dict(self.row.where)
             for token in self.row.srcs.split():
                 match = ARITHMETIC.match(token)
@@ -189,31 +196,32 @@ class Alu:
         else:
             lo = 32 if (letter == "C") == (kind in (2, 3, 7)) else 64
         constant = kind != 1 and lo == 32
-        place = self.places[lo]
+        place = self.places.get(lo, Marks())
         asked = {mark: int(bit) if bit else -1 for bit, mark in re.findall(r"(\d*)([-|~])", match["marks"])}
 
         def bit(mark: str, usual: int) -> int:
             return -1 if mark not in asked else asked[mark] if asked[mark] >= 0 else usual
 
         neg, absolute, inv = bit("-", place.neg), bit("|", place.abs), bit("~", place.neg)
+        reuse = LETTER_REUSE[letter] if letter in self.reuse else -1
         if constant and kind in (2, 4):
             return ImmSlot(at=bits(32, 32), style=self.imm)
         if constant and kind in (3, 5):
-            handle = RegSlot(file=File.UR, lo=32, width=uniform_width(sm)) if bindless else None
+            handle = uniform_slot(32, sm) if bindless else None
             return CbufSlot(words=words, handle=handle, neg=neg, abs=absolute, inv=inv, select=place.select)
         if constant:
             return RegSlot(file=File.UR, lo=32, width=uniform_width(sm), words=words, neg=neg, abs=absolute, inv=inv,
                            select=place.select)
-        return RegSlot(file=File.R, lo=lo, words=words, neg=neg, abs=absolute, inv=inv, reuse=LETTER_REUSE[letter],
+        return RegSlot(file=File.R, lo=lo, words=words, neg=neg, abs=absolute, inv=inv, reuse=reuse,
                        select=place.select)
 
 
 def alu(name: str, base: int, dsts: str, srcs: str, *groups: Group, kinds: str = "", imm: str = "hex", sms: Sequence[int] = ALL,
         fixed: Mapping[int, int] | None = None, where: Slots | None = None, words: Mapping[str, Words] | None = None,
-        places: Mapping[int, Marks] = PLACES, register_c: int = 64) -> Alu:
+        places: Mapping[int, Marks] = PLACES, register_c: int = 64, reuse: str = "ABC", bindless: bool = True) -> Alu:
     """A row of `Alu`; without `kinds`, those that its letters allow."""
     letters = set(re.findall(r"[ABC]", re.sub(r"\w*[a-z]\w*", "", srcs)))
     if not kinds:
         kinds = {"ABC": "1234567", "AB": "1456", "B": "1456", "AC": "1237"}["".join(sorted(letters))]
     rows = row(name, base, dsts, srcs, *groups, sms=sms, fixed=fixed, where=where, words=words)
-    return Alu(rows, kinds, imm, places, register_c)
+    return Alu(rows, kinds, imm, places, register_c, reuse, bindless)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from devrt.compiler.sass.instruction import File
 from devrt.compiler.sass.isa.fields import AddressSlot, Bits, CbufSlot, Group, RegSlot, Slot, bits, choice, flag
-from devrt.compiler.sass.isa.form import SINCE_80, Row, row, uniform_width
+from devrt.compiler.sass.isa.form import SINCE_80, Row, row, uniform_slot
 
 SIZE = choice(73, 3, "U8", "S8", "U16", "S16", "", "64", "128")
 WORDS = {"size": {"64": 2, "128": 4}}
@@ -44,10 +44,6 @@ def _scaled(lo: int, scaled: bool) -> Callable[[int], Slot]:
                                   scale=bits(78, 2) if scaled else None)
 
 
-def uniform_slot(lo: int, sm: int, words: int = 1) -> RegSlot:
-    return RegSlot(file=File.UR, lo=lo, width=uniform_width(sm), words=words)
-
-
 def _global(sms: tuple[int, ...], loads: Group, stores: Group) -> tuple[Row, ...]:
     load, store = (EVICT, PREFETCH, SIZE, loads), (EVICT, SIZE, stores)
     rows = (
@@ -81,5 +77,5 @@ ROWS = (
     row("STL", 0x987, "", "at Rb*size", EVICT, SIZE, fixed={91: 1}, where={"at": _scaled(64, False)}, words=WORDS),
     row("LDC", 0xB82, "Rd*size", "constant", choice(73, 3, "U8", "S8", "U16", "S16", "", "64"),
         choice(78, 2, "", "IL", "IS", "ISL"),
-        where={"constant": CbufSlot(index=BASE, offset=bits(38, 16), unit=1)}, words=WORDS),
+        where={"constant": CbufSlot(index=BASE, offset=bits(38, 16), unit=1, words=WORDS["size"])}, words=WORDS),
 )

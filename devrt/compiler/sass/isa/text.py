@@ -8,7 +8,7 @@ from functools import cache
 
 from devrt.compiler.sass.instruction import PT, TRUE, UPT, Address, Cbuf, File, Imm, Instruction, Label, Operand, Reg, Special
 from devrt.compiler.sass.isa.codec import absent, kinds, tables_of
-from devrt.compiler.sass.isa.fields import AddressSlot, ImmSlot, Mods, Slot
+from devrt.compiler.sass.isa.fields import AddressSlot, CbufSlot, ImmSlot, Mods, Slot
 from devrt.compiler.sass.isa.special import SPECIAL
 from devrt.compiler.sass.isa.tables import GENERATIONS
 from devrt.device import CompileError
@@ -31,33 +31,45 @@ def text(i: Instruction, sm: int = 90) -> str:
     before layout. What no table has is printed all the same (virtual registers, say)."""
     slots = _slots(i.op, i.mods, kinds(i.dsts), kinds(i.srcs), sm)
     dsts = i.dsts
-    if i.op == "IADD3" and len(dsts) == 2 and sm >= 100:  # from Blackwell on both carries are printed, or none
-        dsts, slots = (*dsts, TRUE), (*slots[:2], None, *slots[2:])
+    if i.op in ("IADD3", "UIADD3") and sm >= 100:  # from Blackwell on both carries are printed
+        missing = 3 - len(dsts)
+        dsts = (*dsts, *[TRUE if i.op == "IADD3" else Operand(UPT)] * missing)
+        slots = (slots[0], None, None, *slots[3 - missing:])
     guard = "" if i.guard.value in (PT, UPT) and not i.guard.inv else f"@{_operand(i.guard, None, sm)} "
     operands = [_operand(o, slot, sm) for o, slot in zip((*dsts, *i.srcs), slots, strict=False)
-                if not (slot and slot.optional and absent(o))]
-    return f"{guard}{'.'.join((i.op, *i.mods))}{' ' if operands else ''}{', '.join(operands)}"
+                if not (slot and slot.optional and absent(slot, o))]
+    if i.op in ("BRX", "CALL", "RET") and len(operands) > 1:  # a register and what is added to it
+        if i.op == "BRX" and isinstance(i.srcs[-1].value, Label) and not isinstance(i.srcs[-1].value.target, str):
+            operands[-1] = f"{i.srcs[-1].value.target - i.address - 16:#x}"
+        operands[-2:] = [" ".join(operands[-2:])]
+    return f"{guard}{'.'.join((i.op, *i.mods))}{' ' if operands else ''}{', '.join(operands)}".rstrip()
+
+
+INSIDE = ("H1", "B1", "B2", "B3")  # parts that stand within the bars of an absolute value; of constants all do
 
 
 def _operand(operand: Operand, slot: Slot | None, sm: int) -> str:
     value = operand.value
     if isinstance(value, Reg):
-        body = str(value)
+        body = "PR" if value == Reg(File.P, 0, 7) else str(value)
     elif isinstance(value, Imm):
         return constant(value, slot.style if isinstance(slot, ImmSlot) else "hex")
     elif isinstance(value, Cbuf):
-        body = _cbuf(value)
+        body = _cbuf(value, slot)
     elif isinstance(value, Address):
         body = _address(value, slot, sm)
     elif isinstance(value, Special):
         return SPECIAL.get(value.number, f"SR{value.number}")
     else:
         return _label(value)
+    inside = operand.select in INSIDE or not (isinstance(value, Reg) and value.file is File.R)
+    if operand.select and inside:
+        body += f".{operand.select}"
     if operand.abs:
         body = f"|{body}|"
     if operand.reuse:
         body += ".reuse"
-    if operand.select:
+    if operand.select and not inside:
         body += f".{operand.select}"
     if operand.neg:
         body = f"-{body}"
@@ -70,23 +82,28 @@ def _label(label: Label) -> str:
     return f"`({label.target})" if isinstance(label.target, str) else f"{label.target:#x}"
 
 
-def _cbuf(cbuf: Cbuf) -> str:
+def _cbuf(cbuf: Cbuf, slot: Slot | None) -> str:
     bank = f"c[{cbuf.bank:#x}]" if cbuf.handle is None else f"cx[{cbuf.handle}]"
     if cbuf.index is None:
-        return f"{bank}[{cbuf.offset:#x}]"
+        where = "RZ" if isinstance(slot, CbufSlot) and slot.index and not cbuf.offset else f"{cbuf.offset:#x}"
+        return f"{bank}{' ' if slot and slot.select else ''}[{where}]"
     return f"{bank}[{cbuf.index}{f'+{cbuf.offset:#x}' if cbuf.offset else ''}]"
 
 
 def _address(address: Address, slot: Slot | None, sm: int) -> str:
     parts = []
     base = address.base
-    if base is not None and not (base.zero and address.uniform is None and address.offset):
+    sums = isinstance(slot, AddressSlot) and slot.wide == 90
+    hidden = address.scale == 1 and not sums if address.uniform else bool(address.offset) and address.descriptor is None
+    if base is not None and not (base.zero and hidden):
         wide = ".64" if base.words == 2 and (address.uniform or address.descriptor) else \
-            ".U32" if isinstance(slot, AddressSlot) and slot.wide == 90 else ""
+            ".U32" if sums else ""
         parts.append(f"{base}{wide}{f'.X{address.scale}' if address.scale > 1 else ''}")
-    if address.uniform is not None and not address.uniform.zero:
+    if address.uniform is not None:
         parts.append(str(address.uniform))
-    if address.offset or not parts:
+    if not parts and isinstance(slot, AddressSlot):  # an address by itself has no sign
+        parts.append(f"{address.offset & (1 << slot.offset.width) - 1:#x}")
+    elif address.offset or not parts:
         parts.append(f"{address.offset:#x}")
     body = f"[{'+'.join(parts)}]"
     return body if address.descriptor is None or sm < 90 else f"desc[{address.descriptor}]{body}"
@@ -105,6 +122,12 @@ def constant(imm: Imm, style: str) -> str:
     if style == "f64":
         value = struct.unpack("<d", struct.pack("<Q", imm.value << 32))[0]
         return number(value, imm.value >> 31, not imm.value >> 19 & 1)
+    if style == "f16":
+        halves = (imm.value >> 16, imm.value & 0xFFFF)
+        return ", ".join(number(struct.unpack("<e", struct.pack("<H", h))[0], h >> 15, not h >> 9 & 1) for h in halves)
+    if style == "bf16":
+        halves = (imm.value >> 16, imm.value & 0xFFFF)
+        return ", ".join(number(struct.unpack("<f", struct.pack("<I", h << 16))[0], h >> 15, not h >> 6 & 1) for h in halves)
     return f"{imm.value:#x}"
 
 
@@ -112,9 +135,9 @@ def number(value: float, negative: int, signalling: bool) -> str:
     """A float as nvdisasm writes it."""
     sign = "-" if negative else "+"
     if math.isnan(value):
-        return f"{sign}{'SNAN' if signalling else 'QNAN'}"
+        return f"{sign}{'SNAN' if signalling else 'QNAN'} "
     if math.isinf(value):
-        return f"{sign}INF"
+        return f"{sign}INF "
     if value == 0:
-        return "-0.0" if negative else "0"
+        return "-0.0 " if negative else "0"
     return f"{value:.20e}" if abs(value) >= 1 << 31 else f"{value:.20g}"

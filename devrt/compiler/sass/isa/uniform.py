@@ -1,0 +1,64 @@
+"""The uniform datapath: one register for all lanes of a warp. Its guards are uniform predicates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from devrt.compiler.sass.isa.fields import CbufSlot, Group, ImmSlot, bits, choice, flag
+from devrt.compiler.sass.isa.form import ALL, BLACKWELL, TO_90, Row, Slots, row, uniform_slot
+from devrt.compiler.sass.isa.integer import COMBINE, COMPARE, EX, LUT, LUTS, NO_CARRY, SHIFT, U32, X
+
+SIZES = {"64": 2, "128": 4}
+SOURCE = re.compile(r"(?P<mark>[-~]?)(?P<letter>[ABC])(?P<words>\*\w+)?$")
+REGISTERS = {"A": "URa", "B": "URb", "C": "URc"}
+
+
+def uniform(name: str, base: int, dsts: str, srcs: str, *groups: Group, imm: str = "hex", sms: Sequence[int] = ALL,
+            fixed: Mapping[int, int] | None = None, where: Slots | None = None) -> tuple[Row, Row]:
+    """Two rows over uniform registers A, B, C: in the second B is a constant."""
+    registers, constant = [], []
+    for token in srcs.split():
+        match = SOURCE.match(token)
+        register = f"{match['mark']}{REGISTERS[match['letter']]}{match['words'] or ''}" if match else token
+        registers.append(register)
+        constant.append("value" if match and match["letter"] == "B" else register)
+    places = {**(where or {}), "value": ImmSlot(at=bits(32, 32), style=imm)}
+    bound = {91: 1, **(fixed or {})}
+    return (row(name, base | 0x200, dsts, " ".join(registers), *groups, sms=sms, fixed=bound, where=places, uniform=True),
+            row(name, base | 0x800, dsts, " ".join(constant), *groups, sms=sms, fixed=bound, where=places, uniform=True))
+
+
+ROWS: tuple[Row, ...] = (
+    row("UMOV", 0x882, "URd", "value", where={"value": ImmSlot(at=bits(32, 32))}, uniform=True),
+    row("UMOV", 0xC82, "URd", "URb", fixed={91: 1}, uniform=True),
+    row("UMOV.64", 0xC82, "URd*2", "URb*2", fixed={80: 1, 91: 1}, sms=BLACKWELL, uniform=True),
+    row("UMOV.64", 0x482, "URd*2", "value", where={"value": ImmSlot(at=bits(24, 64))}, fixed={91: 1}, sms=BLACKWELL, uniform=True),
+    *uniform("UIADD3", 0x090, "URd [UPu] [UPv]", "-A -B -C", fixed=NO_CARRY, imm="int"),
+    *uniform("UIADD3", 0x090, "URd [UPu] [UPv]", "~A ~B ~C UPp UPq", X, imm="int"),
+    *uniform("UIMAD", 0x0A4, "URd", "A B -C", U32, fixed={81: 7, 87: 15}, imm="int"),
+    *uniform("UIMAD.WIDE", 0x0A5, "URd*2 [UPu]", "A B -C*2", U32, fixed={87: 15}, imm="int"),
+    *uniform("ULOP3.LUT", 0x092, "[UPu] URd", "A B C lut UPp", flag("PAND", 80), where=LUT),
+    *uniform("USHF", 0x099, "URd", "A B C", choice(76, 1, "L", "R"), flag("W", 75), choice(73, 2, "S64", "U64", "S32", "U32"),
+             flag("HI", 80)),
+    *uniform("ULEA", 0x091, "URd [UPu]", "-A -B shift", where=SHIFT, fixed={87: 15, 64: 63}, sms=TO_90),
+    *uniform("ULEA", 0x091, "URd [UPu]", "-A -B shift", where=SHIFT, fixed={87: 15, 64: 255}, sms=BLACKWELL),
+    *uniform("ULEA.HI", 0x091, "URd [UPu]", "-A -B C shift", where=SHIFT, fixed={80: 1, 87: 15}),
+    *uniform("ULEA", 0x091, "URd [UPu]", "~A ~B shift UPp", X, where=SHIFT, fixed={64: 63}, sms=TO_90),
+    *uniform("ULEA.HI", 0x091, "URd [UPu]", "~A ~B C shift UPp", X, where=SHIFT, fixed={80: 1}),
+    *uniform("USEL", 0x087, "URd", "A B UPp"),
+    *uniform("UPRMT", 0x096, "URd", "A B C"),
+    *uniform("USGXT", 0x09A, "URd", "A B", flag("W", 75), U32),
+    *uniform("UBMSK", 0x09B, "URd", "A B", flag("W", 75)),
+    *uniform("UISETP", 0x08C, "UPu UPv", "A B UPp", COMPARE, U32, COMBINE, imm="int", fixed={68: 7}),
+    *uniform("UISETP", 0x08C, "UPu UPv", "A B UPp UPr", COMPARE, U32, COMBINE, EX, imm="int", sms=(80, 86, 89, 90, 120)),
+    row("UPLOP3.LUT", 0x89C, "UPu UPv", "UPp UPq UPr lut second", where=LUTS, uniform=True),
+    row("UPOPC", 0x2BF, "URd", "~URb", fixed={91: 1}, uniform=True),
+    row("UBREV", 0x2BE, "URd", "URb", fixed={91: 1}, uniform=True),
+    row("UFLO", 0x2BD, "URd [UPu]", "~URb", U32, flag("SH", 74), fixed={91: 1}, uniform=True),
+    row("ULDC", 0xAB9, "URd*size", "constant", choice(73, 3, "U8", "S8", "U16", "S16", "", "64"), sms=TO_90,
+        where={"constant": CbufSlot(offset=bits(38, 16), unit=1, words=SIZES)}, words={"size": SIZES}, uniform=True),
+    row("LDCU", 0x7AC, "URd*size", "constant", choice(73, 3, "U8", "S8", "U16", "S16", "", "64", "128"), sms=BLACKWELL, fixed={91: 1},
+        where={"constant": lambda sm: CbufSlot(index=uniform_slot(24, sm), offset=bits(37, 16), unit=1, signed=False, words=SIZES)},
+        words={"size": SIZES}, uniform=True),
+)
