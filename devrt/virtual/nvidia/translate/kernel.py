@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from devrt.compiler.sass.flow import End, FlowBlock, label, walk
 from devrt.compiler.sass.instruction import TRUE, Cbuf, File, Instruction, Reg
 from devrt.virtual import gather, walker
-from devrt.virtual.nvidia.translate import barriers, control, divergence, groups, layout, spaces
+from devrt.virtual.nvidia.translate import barriers, control, divergence, groups, layout, rows, spaces
 from devrt.virtual.nvidia.translate.layout import KIND
 from devrt.virtual.nvidia.translate.rules import RULES
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Writer
@@ -76,8 +76,8 @@ class Function:
             self.schedule()
         self.suspend()
         body = "\n".join(w.lines).replace(_SAVE, "\n".join(self.saving()))
-        known = (walker.TEXT + spaces.FIELDS + gather.text(LANES) + spaces.TEXT + divergence.TEXT + barriers.TEXT + groups.TEXT
-                 + _SAVES + "".join(w.helpers.values()))
+        known = (walker.TEXT + spaces.FIELDS + gather.text(LANES) + spaces.TEXT + rows.TEXT + divergence.TEXT + barriers.TEXT
+                 + groups.TEXT + _SAVES + "".join(w.helpers.values()))
         present = set(re.findall(r"^(?:declare|define) .*?@([\w.]+)\(", known, re.MULTILINE))
         declared = "\n".join(d for name, d in w.declared.items() if name not in present)
         return "\n".join([known, "define internal i32 @warp(ptr noalias %state, ptr %c) {", "entry:", *self.prologue(), body, "}",

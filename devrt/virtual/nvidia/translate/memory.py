@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devrt.compiler.sass.instruction import Address, Cbuf, Instruction, Operand, Reg
-from devrt.virtual.nvidia.translate import layout
+from devrt.virtual.nvidia.translate import layout, rows
 from devrt.virtual.nvidia.translate.integer import outcomes, predicates
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
@@ -69,13 +69,20 @@ def _address_of(i: Instruction) -> Address:
     return next(o.value for o in (*i.srcs, *i.dsts) if isinstance(o.value, Address))
 
 
+def _access(w: Writer, function: str, at: str, size: int) -> None:
+    """Let lanes load or store bytes, from or to their place on the way."""
+    if size in rows.SIZES and function.split("_")[0] in ("global", "shared"):
+        w.call("void", f"{function}{size}", _C, (w.vec("i64"), at), ("i32", w.lanes()), ("ptr", place(w)), _OK)
+    else:
+        lanes = _aligned(w, at, w.lanes(), size)
+        w.call("void", function, _C, (w.vec("i64"), at), ("i32", lanes), ("i64", str(size)), ("ptr", place(w)), _OK)
+    w.check()
+
+
 @named(RULES, "LDG", "LD", "LDS", "LDL")
 def load(w: Writer, i: Instruction) -> None:
     space, size = _SPACES[i.op], nbytes(i)
-    at = address(w, _address_of(i), space in ("global", "generic"))
-    lanes = _aligned(w, at, w.lanes(), size)
-    w.call("void", f"{space}_load", _C, (w.vec("i64"), at), ("i32", lanes), ("i64", str(size)), ("ptr", place(w)), _OK)
-    w.check()
+    _access(w, f"{space}_load", address(w, _address_of(i), space in ("global", "generic")), size)
     _result(w, i, size)
 
 
@@ -93,13 +100,10 @@ def _result(w: Writer, i: Instruction, size: int) -> None:
 @named(RULES, "STG", "ST", "STS", "STL")
 def store(w: Writer, i: Instruction) -> None:
     space, size = _SPACES[i.op], nbytes(i)
-    at = address(w, _address_of(i), space in ("global", "generic"))
     data = next(o for o in i.srcs if isinstance(o.value, Reg) and o.value.file.value == "R")
-    lanes = _aligned(w, at, w.lanes(), size)
     for k in range(max(1, size // 4)):
         w.line(f"store {w.vec('i32')} {w.word(data, k)}, ptr {place(w, k)}, align 4")
-    w.call("void", f"{space}_store", _C, (w.vec("i64"), at), ("i32", lanes), ("i64", str(size)), ("ptr", place(w)), _OK)
-    w.check()
+    _access(w, f"{space}_store", address(w, _address_of(i), space in ("global", "generic")), size)
 
 
 @named(RULES, "LDC", "ULDC", "LDCU")
