@@ -224,7 +224,7 @@ def undo(*actions: Callable[[], object]) -> None:
     for action in actions:
         try:
             action()
-        except DevrtError:
+        except (DevrtError, OSError):
             continue
 
 
