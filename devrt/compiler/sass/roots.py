@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from devrt.compiler.sass.instruction import Operand
 from devrt.compiler.sass.select_emit import ZERO, Bool, Pair
+from devrt.compiler.sass.select_integer import NO_PAIR
 
 if TYPE_CHECKING:
     from devrt.compiler.sass.select_emit import Emitter
@@ -67,7 +68,7 @@ def _float64(s: Emitter, x: Pair) -> Pair:
         g = fma(fma(s.neg(g), g, near), h, g)
     root = s.pair(g)
     root = s.choose_pair(small, s.pair(mul(g, constant(_DOWN64))), root)
-    zero = s.compare("DSETP", ("EQ",), whole, ZERO)
+    zero = s.compare("DSETP", ("EQ",), whole, NO_PAIR)
     itself = Bool("DSETP", ("EQ",), (whole, constant(0x7FF00000)), "OR", zero, depth=2, level=s.here)
     s.kept.append(itself)
     return s.choose_pair(itself, x, root)

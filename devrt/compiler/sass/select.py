@@ -29,6 +29,7 @@ from devrt.device import CompileError
 _TID_X, _CTAID_X = 0x21, 0x25
 _BITS_MATTER = ("store", "select", "bitcast", "lane_xor", "lane_get", "loop", "when", "yield")  # these keep the bits of a NaN
 _ALIGN = 64  # of arrays
+_TIMES, _PRODUCTS = 4, 32  # how often a loop of so many fma is repeated
 
 Value = Operand | Pair | Bool
 
@@ -113,7 +114,13 @@ class Selector(Emitter):
         d = r.dtype
         if d in (dt.int32, dt.int64):
             assert not isinstance(value, Bool)
-            self.ints[r] = select_index.atom(self, value, d.min, d.max, wide=d is dt.int64)
+            known = self.constant(value.lo if isinstance(value, Pair) else value)
+            high = 0 if known is None else self.constant(self.hi(value)) if isinstance(value, Pair) else -(known >> 31)
+            if known is None or high is None:
+                self.ints[r] = select_index.atom(self, value, d.min, d.max, wide=d is dt.int64)
+            else:
+                number = (known | high << 32) % (1 << 64)
+                self.ints[r] = select_index.constant(self, number - (number >> 63 << 64), wide=d is dt.int64)
         else:
             self.values[r] = value
 
@@ -244,7 +251,7 @@ class Selector(Emitter):
                 value: Operand | Pair = Pair(word, ZERO if lo >= 0 else None) if a.wide else word
             else:
                 value = self.choose_pair(c, select_index.pair(self, a), select_index.pair(self, b))
-            self.ints[out] = select_index.atom(self, value, lo, hi, wide=a.wide)
+            self.ints[out] = select_index.atom(self, value, lo, hi, wide=a.wide, aligned=min(a.aligned, b.aligned))
         elif out.dtype is dt.bool_:
             x, y = self.bool(i.args[1]), self.bool(i.args[2])
             self.values[out] = self.test(self.choose(c, self.bit(x), self.bit(y)))
@@ -275,8 +282,9 @@ class Selector(Emitter):
         found = select_convert.cast(self, source.dtype, out.dtype, self.value(source), exact_nan=out in self.exposed)
         if out.dtype in (dt.int32, dt.int64) and not source.dtype.is_float and source not in self.ints and source.dtype.bits < 32:
             lo, hi = select_integer.type_range(source.dtype)
-            assert not isinstance(found, Bool)
-            self.ints[out] = select_index.atom(self, found, lo, hi, wide=out.dtype is dt.int64)
+            self.define(out, found)
+            if self.ints[out].terms:
+                self.ints[out].lo, self.ints[out].hi = lo, hi
         else:
             self.define(out, found)
 
@@ -384,8 +392,9 @@ class Selector(Emitter):
         if turns is not None and turns <= 1:
             self._straight(i, lo, turns)
             return
+        times = _times(i, lo, hi, turns)
         most = max(hi.hi - 1, lo.lo)
-        small = lo.small and hi.small and hi.hi + step < 1 << 31
+        small = lo.small and hi.small and hi.hi + step * times < 1 << 31
         counter = self.new(1 if small or not lo.wide else 2)
         holders = [self._holder(r) for r in i.inner[1:]]
         self._move(holders, [self._words(r) for r in i.args[2:]])
@@ -399,12 +408,25 @@ class Selector(Emitter):
             seen = self.known(Operand(counter.value), self.here)
             value: Operand | Pair = self.pair(seen) if not self._one(counter) else Pair(seen, ZERO if lo.lo >= 0 else None) if lo.wide \
                 else seen
-            stride = select_index.power_of_two(step)
+            stride = select_index.power_of_two(step * times)
             self.ints[i.inner[0]] = select_index.atom(self, value, lo.lo, most, wide=lo.wide, aligned=min(stride, lo.aligned))
             for r, holder in zip(i.inner[1:], holders, strict=True):
                 self._held(r, holder)
             self.fragments.clear()
             self.block(i.body)
+            first = self.ints[i.inner[0]]
+            for turn in range(1, times):
+                following = select_index.linear(self, first, 1, select_index.constant(self, turn * step, wide=lo.wide), 1)
+                assert following is not None
+                found = [self.ints.get(r) or self.values[r] for r in i.body[-1].args]
+                self.ints[i.inner[0]] = following
+                for r, x in zip(i.inner[1:], found, strict=True):
+                    if isinstance(x, Int):
+                        self.ints[r] = x
+                    else:
+                        self.values[r] = x
+                self.block(i.body)
+            step *= times
             self.fragments.clear()
             self._move(holders, [self._words(r) for r in i.body[-1].args])
             again = self._advance(counter, step, i.args[1], limit)
@@ -484,6 +506,16 @@ class Selector(Emitter):
         self.when(c, body)
         for r, holder in zip(i.out, holders, strict=True):
             self._held(r, holder)
+
+
+def _times(i: Inst, lo: Int, hi: Int, turns: int | None) -> int:
+    """How often a loop's body is repeated in one turn: four times where it is made of products and the count allows it. What
+    all lanes read of one row then comes as vectors."""
+    if sum(x.op == "fma" for x in i.body) < _PRODUCTS or any(x.op in ("loop", "when", "barrier", "store") for x in i.body):
+        return 1
+    if turns is None and min(lo.aligned, hi.aligned) % (_TIMES * i.attrs["step"]) == 0 or turns is not None and turns % _TIMES == 0:
+        return _TIMES
+    return 1
 
 
 def select(program: lir.Program, target: SassTarget) -> Function:

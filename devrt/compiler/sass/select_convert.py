@@ -60,7 +60,7 @@ def _is_nan(s: Selector, a: Operand) -> Bool:
 def _truth(s: Selector, src: DType, a: Operand | Pair) -> Bool:
     if src is dt.float64:
         assert isinstance(a, Pair)
-        return s.compare("DSETP", ("NEU",), s.whole(a), ZERO)
+        return s.compare("DSETP", ("NEU",), s.whole(a), integer.NO_PAIR)
     if src.is_float:
         assert isinstance(a, Operand)
         wide = a if src is dt.float32 else _widen(s, src, a, exact_nan=False)

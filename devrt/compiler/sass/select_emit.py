@@ -112,7 +112,10 @@ class Emitter:
         return found
 
     def neg(self, o: Operand) -> Operand:
-        """-o, of a register that is read as a number."""
+        """-o of an integer, or of a float in a register."""
+        value = self.constant(o)
+        if value is not None:
+            return self.imm(-value)
         return self.derived(o, "neg", lambda: Operand(o.value, neg=not o.neg, abs=o.abs))
 
     def inv(self, o: Operand) -> Operand:

@@ -64,7 +64,9 @@ def _small(s: Selector, op: str, numbers: list[Int]) -> Int | None:
         if a.hi <= b.lo or b.hi <= a.lo:
             return a if (a.hi <= b.lo) == (op == "min") else b
         ends = (min(a.lo, b.lo), min(a.hi, b.hi)) if op == "min" else (max(a.lo, b.lo), max(a.hi, b.hi))
-        return _from_word(s, a, integer.extreme(s, op, index.low(s, a), index.low(s, b), signed=True), *ends)
+        found = _from_word(s, a, integer.extreme(s, op, index.low(s, a), index.low(s, b), signed=True), *ends)
+        found.aligned = min(a.aligned, b.aligned)
+        return found
     if op == "mul":
         products = [x * y for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
         if not integer.fits(min(products), max(products)):
