@@ -1,0 +1,132 @@
+"""What selection writes, run by a NumPy machine, against LIR's interpreter bit for bit; MUFU is off by up to two units either way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from devrt.compiler import dtypes as dt
+from devrt.compiler import lir
+from devrt.compiler.sass import select, target
+from devrt.device import CompileError
+from tests.compiler import random_programs as programs
+from tests.compiler import test_single_ops as single
+from tests.compiler.sass.machine import Machine
+
+SMS = tuple(target.PARAMS)
+
+
+def difference(program: lir.Program, arrays: dict[str, np.ndarray], sm: int, off: int) -> str:
+    """How the code for `sm` differs from the interpreter, with MUFU off by so many units."""
+    want, got = programs.interpreted(program, arrays), programs.copies(program, arrays)
+    Machine(select.select(program, target.SassTarget(sm)), program, got, off)
+    return programs.difference(program, want, got)
+
+
+class Sweep(single.Sweep):
+    """One instruction over many operands, on an old and a new generation."""
+
+    def check(self) -> None:
+        program = self.b.finish()
+        for sm, off in ((75, 2), (90, -2)):
+            assert not difference(program, self.arrays, sm, off), f"sm_{sm}"
+
+
+@pytest.fixture(autouse=True)
+def sweeps(monkeypatch):
+    monkeypatch.setattr(single, "Sweep", Sweep)
+    monkeypatch.setattr(single, "ELEMENTS", 2048)
+
+
+@pytest.mark.parametrize("dtype", single.ARITHMETIC, ids=str)
+def test_arithmetic(dtype):
+    single.test_arithmetic(dtype, 32)
+
+
+@pytest.mark.parametrize("dtype", [d for d in single.ARITHMETIC if d.is_int], ids=str)
+def test_constant_shifts_and_divisors(dtype):
+    single.test_constant_shifts_and_divisors(dtype, 32)
+
+
+@pytest.mark.parametrize("source", programs.TYPES, ids=str)
+def test_casts(source):
+    single.test_casts(source, 32)
+
+
+@pytest.mark.parametrize("source", [dt.float32, dt.float64], ids=str)
+def test_casts_where_rounding_is_close(source):
+    single.test_casts_where_rounding_is_close(source, 32)
+
+
+def test_moves_keep_every_bit():
+    single.test_moves_keep_every_bit(32)
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(1500, marks=pytest.mark.slow)])
+def test_random_programs(count):
+    for seed in range(count):
+        g = programs.Generator(seed, lanes=32 if seed % 2 else None, size=50)
+        why = difference(g.program, g.arrays, SMS[seed % len(SMS)], seed % 5 - 2)
+        assert not why, f"{why}\nseed {seed}, sm_{SMS[seed % len(SMS)]}\n{g.program}"
+
+
+def test_a_wrong_instruction_is_seen(monkeypatch):
+    """The machine and the comparison can fail."""
+    monkeypatch.setattr("devrt.compiler.sass.division._UP", 0x3F800000)
+    with pytest.raises(AssertionError):
+        single.test_arithmetic(dt.float32, 32)
+
+
+def test_wide_groups_are_refused():
+    b = lir.Builder("wide", lanes=64, groups=1)
+    with pytest.raises(CompileError, match="64 lanes"):
+        select.select(b.finish(), target.target("sm_90"))
+
+
+# ----- division and roots where they are hard
+
+
+def hard(dtype: dt.DType, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Dividends and divisors: fractions at either end, quotients near the middle of two floats, any exponents."""
+    bits, kind = dtype.mantissa, np.dtype(dtype.name)
+    word = np.dtype(f"u{kind.itemsize}")
+    ends = np.concatenate([np.arange(4), (1 << bits) - 1 - np.arange(60), [1 << bits - 1]]).astype(word)
+    a, b = (rng.choice(ends, count) for _ in range(2))
+    a[::3] = rng.integers(0, 1 << bits, len(a[::3]))
+    q, y = (x.astype(word) | word.type(1 << bits) for x in (rng.integers(0, 1 << bits, count), b))
+    near = (q.astype(object) * 2 + 1) * y.astype(object)  # (q + 1/2) * b, rounded
+    close = np.array([int(n) >> int(n).bit_length() - bits - 1 for n in near], object) + rng.integers(-1, 2, count)
+    a[1::3] = (close & (1 << bits) - 1).astype(word)[1::3]
+    most = (1 << dtype.exponent) - 1
+    middle = most // 2
+    exponents = [np.where(rng.random(count) < 0.6, middle + rng.integers(-3, 4, count), rng.integers(0, most, count)) for _ in range(2)]
+    return tuple(((e.astype(word) << word.type(bits)) | f).view(kind) for e, f in zip(exponents, (a, b), strict=True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("off", [-2, -1, 0, 1, 2])
+@pytest.mark.parametrize("dtype", [dt.float32, dt.float64], ids=str)
+def test_hard_quotients_and_roots(dtype, off):
+    rng = np.random.default_rng(off + 9)
+    s = single.Sweep(32, 0)
+    a, b = hard(dtype, rng, single.ELEMENTS)
+    x, y = s.operand(dtype, a), s.operand(dtype, b)
+    s.result("div", single.settled(s.b, s.b.div(x, y)))
+    s.result("one", single.settled(s.b, s.b.div(s.b.const(dtype, 1.0), y)))
+    s.result("sqrt", single.settled(s.b, s.b.sqrt(y)))
+    s.result("square", single.settled(s.b, s.b.sqrt(s.b.mul(y, y))))
+    assert not difference(s.b.finish(), s.arrays, 80, off)
+
+
+@pytest.mark.parametrize("dtype", [dt.int32, dt.uint32, dt.int64, dt.uint64], ids=str)
+def test_integer_quotients(dtype):
+    """Of any size, by any size."""
+    rng = np.random.default_rng(3)
+    s = single.Sweep(32, 0)
+    raw = [rng.integers(0, 1 << 63, single.ELEMENTS).astype(np.uint64) * np.uint64(2) + rng.integers(0, 2, single.ELEMENTS).astype(np.uint64)
+           for _ in range(2)]
+    numbers = [(x >> (np.uint64(64 - dtype.bits) + rng.integers(0, dtype.bits, x.size).astype(np.uint64))).astype(dtype.name) for x in raw]
+    x, y = (s.operand(dtype, n) for n in numbers)
+    s.result("div", s.b.div(x, y))
+    s.result("rem", s.b.rem(x, y))
+    for off in (-2, 2):
+        assert not difference(s.b.finish(), s.arrays, 86, off)
