@@ -1,71 +1,84 @@
-"""tinygrad's NVIDIA backend on a virtual machine: a program of its own, since tinygrad keeps its devices for good.
+"""tinygrad's NVIDIA runtime on a virtual machine: `python -m tests.witness.tinygrad_nv URI [CUBIN]`, for a process of its own.
 
-    python -m tests.witness.tinygrad_nv sm_86        copies of several sizes, there and back, by its own use of driver and GPU
-    python -m tests.witness.tinygrad_nv sm_86 x*2+1  and an expression of a random x, compiled by whatever compiler it finds
+tinygrad speaks to NVIDIA's kernel driver by ioctl, from code that is nobody's here. Only its file descriptors are exchanged: what
+it opens is opened on the virtual machine. It opens a GPU, sends data there and back by its copy engine, and with CUBIN launches
+the kernel `fma` of it (c = a * b + a, 1024 floats).
 """
 
 from __future__ import annotations
 
-import ctypes
+import gc
 import os
 import sys
 from typing import Any
 
-os.environ["DEV"] = "NV"
-os.environ["CACHELEVEL"] = "0"
-
 import numpy as np
-import tinygrad.runtime.ops_nv as ops_nv
-import tinygrad.runtime.support.hcq as hcq
-from tinygrad import Device, Tensor
 
 from devrt.device import parse_uri
+from devrt.virtual.nvidia.driver import NvidiaDriver
 from devrt.virtual.system import VirtualSystem, make_system
 
-SIZES = (1, 300, 5000, 3_000_000)  # elements: inline, one page, several, more than a staging buffer
+N = 1024
 
 
-def route(system: VirtualSystem) -> None:
-    """Everything that tinygrad asks of the operating system goes to a virtual machine."""
-    class Files(hcq.FileIOInterface):  # type: ignore[misc]
-        def __init__(self, path: str = "", flags: int = os.O_RDONLY, fd: int | None = None) -> None:
-            self.path, self.fd = path, system.open(path, flags) if fd is None else fd
+def files_of(system: VirtualSystem) -> Any:
+    """tinygrad's FileIOInterface, with the virtual machine for an operating system."""
+    from tinygrad.runtime.support import hcq
+
+    class Files(hcq.FileIOInterface):
+        def __init__(self, path: str = "", flags: int = 0, fd: int | None = None) -> None:
+            self.path, self.fd = path, system.open(path, os.O_RDWR)
 
         def __del__(self) -> None:
             if not system.closed:
                 system.close(self.fd)
 
         def ioctl(self, request: int, arg: Any) -> int:
-            return system.ioctl(self.fd, request & 0xFFFFFFFF, ctypes.addressof(arg))
+            return system.ioctl(self.fd, request, memoryview(arg).cast("B"))
 
         def mmap(self, start: int | None, sz: int, prot: int, flags: int, offset: int) -> int:
             return system.mmap(self.fd, sz, prot, flags, offset, start or 0)
 
         @staticmethod
-        def anon_mmap(start: int, sz: int, prot: int, flags: int, offset: int) -> int:
-            return system.mmap(-1, sz, prot, flags, offset, start)
+        def anon_mmap(start: int | None, sz: int, prot: int, flags: int, offset: int) -> int:
+            return system.mmap(-1, sz, prot, flags, offset, start or 0)
 
         @staticmethod
         def munmap(buf: int, sz: int) -> None:
             system.munmap(buf, sz)
-    hcq.FileIOInterface = ops_nv.FileIOInterface = Files
+
+    return Files
 
 
-def main(topology: str, expression: str = "") -> None:
-    system = make_system(parse_uri(f"virtual:nvidia/{topology}"))
-    route(system)
-    print(Device["NV"].arch)
-    for n in SIZES:
-        x = np.random.default_rng(n).random(n, np.float32)
-        there = Tensor(x, device="NV").realize()
-        print("copy", n, bool((there.numpy() == x).all()))
-    if expression:
-        got = eval(expression, {"x": Tensor(x, device="NV")}).numpy()
-        print("kernel", float(np.abs(got - eval(expression, {"x": x})).max()))
-    Device["NV"].synchronize()
-    for line in system.kernel_log():
-        if line.text.startswith("NVRM: Xid"):
-            print(line.text)
+def main(uri: str, cubin: str = "") -> None:
+    gc.disable()  # finalizers of tinygrad's wait for the GPU, whose thread here may be the one that collects
+    system = make_system(parse_uri(uri))
+    driver = system.drivers[0]
+    assert isinstance(driver, NvidiaDriver)
+    from tinygrad.device import BufferSpec, TinyELF
+    from tinygrad.runtime import ops_nv
+    ops_nv.FileIOInterface = files_of(system)
+    ops_nv.NVDevice.ifaces = [ops_nv.NVKIface]
+    device: Any = ops_nv.NVDevice("NV")
+    print("open", device.arch)
+    rng = np.random.default_rng(1)
+    a, b = (rng.random(N, np.float32) for _ in range(2))
+    buffers = [device.allocator.alloc(4 * N, BufferSpec()) for _ in range(3)]
+    for buffer, data in zip(buffers[1:], (a, b), strict=True):
+        device.allocator._copyin(buffer, memoryview(bytearray(data.tobytes())))
+    back = bytearray(4 * N)
+    device.allocator._copyout(memoryview(back), buffers[1])
+    print("copies", bytes(back) == a.tobytes())
+    if cubin:
+        with open(cubin, "rb") as file:
+            image = TinyELF(lib=file.read(), name="fma", target=None, signature=())  # type: ignore[arg-type]
+        ops_nv.NVProgram(device, image)(*buffers, global_size=(N // 256, 1, 1), local_size=(256, 1, 1))
+        device.allocator._copyout(memoryview(back), buffers[0])
+        print("kernel", bytes(back) == np.float32(a.astype(np.float64) * b + a).tobytes())
+    for line in driver.kernel_log():
+        print(line.text)
+    sys.stdout.flush()
+    os._exit(0)  # tinygrad's own end of a process is not asked about
 
 
 if __name__ == "__main__":
