@@ -152,9 +152,9 @@ def mmu_faults(device: NvidiaDevice, channel: Channel) -> list[MmuFault]:
             one = rm.control("can't read an MMU fault", channel.handle, "NV906F_CTRL_CMD_GET_MMU_FAULT_INFO")
         except DevrtError:
             return []
-        text = bytes(one.faultString[0:32]).partition(b"\0")[0].decode("ascii", "replace") if one.addrLo or one.addrHi else ""
+        text = bytes(device.driver.tables.nvrm.ffi.buffer(one.faultString)).partition(b"\0")[0]
         if text or one.addrLo or one.addrHi:
-            access = AccessType.VIRT_WRITE if "WRITE" in text.upper() else AccessType.VIRT_READ
+            access = AccessType.VIRT_WRITE if b"WRITE" in text.upper() else AccessType.VIRT_READ
             found = [MmuFault(one.addrHi << 32 | one.addrLo, one.faultType, access)]
     return found
 

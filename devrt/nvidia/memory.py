@@ -11,6 +11,7 @@ below 2^40, which is all that the host's methods reach until Ada.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from devrt.device import DevrtError, InvalidArgument, OutOfMemory, Placement
@@ -116,19 +117,18 @@ class Region:
         self._give_back()
 
     def _give_back(self) -> None:
-        driver, system = self.driver, self.driver.system
+        driver = self.driver
         handle, self.handle = self.handle, 0
         if driver.forked:  # nothing of it is in this process, and something else may be at that address
             return
-        try:
-            if self._range:
-                self._range = False
-                driver.rm.uvm("can't free a range", "UVM_FREE", base=self.address, length=self.nbytes)
-            system.munmap(self.address, self.nbytes)
-            if handle:
-                driver.rm.free(self.objects.device, handle)
-        finally:
-            self.objects.leave()
+        actions: list[Callable[[], object]] = []
+        if self._range:
+            self._range = False
+            actions.append(lambda: driver.rm.uvm("can't free a range", "UVM_FREE", base=self.address, length=self.nbytes))
+        actions.append(lambda: driver.system.munmap(self.address, self.nbytes))
+        if handle:
+            actions.append(lambda: driver.rm.free(self.objects.device, handle))
+        undo(*actions, self.objects.leave)
 
     def __contains__(self, address: int) -> bool:
         return self.address <= address < self.address + self.nbytes

@@ -54,6 +54,7 @@ def device(vendor: Vendor) -> Iterator[GpuDevice]:
     device = vendor.open(system, 0)
     yield device
     device.close()
+    del device
     gc.collect()
     leave(system)
     system.shut_down()

@@ -48,5 +48,6 @@ def device() -> Iterator[NvidiaDevice]:
     device = NvidiaDevice("test:0", system)
     yield device
     device.close()
+    del device
     gc.collect()
     system.shut_down()
