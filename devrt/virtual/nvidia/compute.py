@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from devrt.nvidia import qmd
+from devrt.nvidia.fields import HOPPER
 from devrt.nvidia.methods import COMPUTE, Pcas
 from devrt.virtual.memory import Access
 from devrt.virtual.nvidia import qmd_check
@@ -24,9 +25,11 @@ _REDUCTIONS = "IADD", "IMIN", "IMAX", "INC", "DEC", "IAND", "IOR", "IXOR"  # RED
 _FOUR_WORDS, _TWO_WORDS = 0, 2
 _RELEASE_SEMAPHORE = 2  # LAUNCH_DMA.completion_type
 _WINDOW = 1 << 24       # bytes of the shared and of the local window
+_HIGH_WORD = 1 << 32    # what code of Hopper reads of the shared window's address: SR_SWINHI
 _QMD_DATA = COMPUTE["LOAD_INLINE_QMD_DATA"].offset
 _INLINE_DATA = COMPUTE["LOAD_INLINE_DATA"].offset
 _LAUNCHES = ("SEND_SIGNALING_PCAS_B", "SEND_SIGNALING_PCAS2_B")
+_SM_COUNT = 0x1FF  # SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_C.max_sm_count
 _SYSTEM = int(Access.SYSTEM)
 _GPC_CLIENT = "GPCCLIENT_T1_0"
 
@@ -201,8 +204,11 @@ class Compute(Engine):
         shared, local = (self.wide(f"SET_SHADER_{kind}_MEMORY_WINDOW_A", f"SET_SHADER_{kind}_MEMORY_WINDOW_B")
                          for kind in ("SHARED", "LOCAL"))
         for kind, window in (("SHARED", shared), ("LOCAL", local)):
-            if not window or window % _WINDOW:
-                raise Refused(f"SET_SHADER_{kind}_MEMORY_WINDOW is {window:#x}: not set, or not a multiple of {_WINDOW:#x}")
+            unit = _HIGH_WORD if kind == "SHARED" and self.port.sm >= HOPPER else _WINDOW
+            if not window or window % unit:
+                raise Refused(f"SET_SHADER_{kind}_MEMORY_WINDOW is {window:#x}: not set, or not a multiple of {unit:#x}")
+            if self.port.space.entry(window):
+                raise Refused(f"SET_SHADER_{kind}_MEMORY_WINDOW is {window:#x}, where memory is mapped")
         if shared == local:
             raise Refused(f"SET_SHADER_SHARED_MEMORY_WINDOW and SET_SHADER_LOCAL_MEMORY_WINDOW are both {shared:#x}")
         return shared, local
@@ -210,7 +216,8 @@ class Compute(Engine):
     def _local_memory(self) -> qmd_check.LocalMemory:
         return qmd_check.LocalMemory(
             self.wide("SET_SHADER_LOCAL_MEMORY_A", "SET_SHADER_LOCAL_MEMORY_B"),
-            self.wide("SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_A", "SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_B"), self.port.tpcs)
+            self.wide("SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_A", "SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_B"),
+            self.get("SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_C") & _SM_COUNT, self.port.tpcs)
 
     def _caches(self, f: Mapping[str, int], launch: Launch) -> None:
         """A constant bank or code that changed since a launch read it is stale, unless somebody invalidated it."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from devrt.ioctl.nv_alloc import copy_engine
+from devrt.ioctl.nv_controls import AccessType, FaultType
 from devrt.virtual.memory import SPAN, Access, AddressSpace, MemoryFault
 from devrt.virtual.nvidia.channel import Channel, ChannelError
 from devrt.virtual.nvidia.dispatch import WarpFault
-
-GRAPHICS, COPY0, COPY10 = 1, 9, 0x34  # NV2080_ENGINE_TYPE: class/cl2080.h
 
 
 class Xid(enum.IntEnum):
@@ -30,6 +31,7 @@ class Xid(enum.IntEnum):
     UNCONTAINED = 95
 
 
+_COPIES: Mapping[int, int] = {copy_engine(n): n for n in range(20)}
 _COPY_XIDS = (39, 40, 41, 70, 71, 72, 75, 76, 77, 85, *range(126, 136))  # ROBUST_CHANNEL_CEn_ERROR
 
 
@@ -45,22 +47,6 @@ class Pbdma(enum.IntEnum):
     PBSEG = 30
 
 
-class FaultType(enum.IntEnum):
-    PDE = 0
-    PTE = 2
-    VA_LIMIT_VIOLATION = 3
-    RO_VIOLATION = 6
-    POISONED = 14
-
-
-class FaultAccess(enum.IntEnum):
-    READ = 0
-    WRITE = 1
-    ATOMIC_STRONG = 2
-    PREFETCH = 3
-    ATOMIC_WEAK = 4
-
-
 @dataclass(frozen=True)
 class MmuFault:
     """One entry of NV83DE_CTRL_CMD_DEBUG_READ_MMU_FAULT_INFO."""
@@ -68,7 +54,7 @@ class MmuFault:
     channel: Channel
     address: int
     fault_type: FaultType
-    access_type: FaultAccess
+    access_type: AccessType
 
 
 @dataclass(frozen=True)
@@ -107,9 +93,7 @@ _BREAKPOINT = 0x10        # GLOBAL_ESR: BPT_INT
 
 def copy_number(engine: int) -> int:
     """n of COPYn; -1 for another engine."""
-    if COPY0 <= engine < COPY0 + 10:
-        return engine - COPY0
-    return 10 + engine - COPY10 if COPY10 <= engine < COPY10 + 10 else -1
+    return _COPIES.get(engine, -1)
 
 
 def pbdma_error(channel: Channel, bit: Pbdma, why: str) -> ChannelError:
@@ -148,13 +132,13 @@ def warp_error(channel: Channel, fault: WarpFault) -> tuple[ChannelError, SmErro
 
 def mmu_error(channel: Channel, fault: MemoryFault, client: str, who: str) -> tuple[ChannelError, MmuFault]:
     """An access that the page tables refuse. `client` is the unit that made it: GPCCLIENT_T1_0, HUBCLIENT_CE0, HUBCLIENT_HOST."""
-    kind, access = fault_type(channel.space, fault), FaultAccess.WRITE if fault.access == "write" else FaultAccess.READ
+    kind, access = fault_type(channel.space, fault), AccessType.VIRT_WRITE if fault.access == "write" else AccessType.VIRT_READ
     number = copy_number(channel.engine)
     engine = "HOST0" if client == "HUBCLIENT_HOST" else f"CE{number}" if number >= 0 else "GRAPHICS"
     unit = f"GPC0 {client}" if client.startswith("GPC") else client
     message = (f"channel 0x{channel.id:08x}, intr 00000000. MMU Fault: ENGINE {engine} {unit} faulted @ "
                f"0x{fault.va >> 32:x}_{fault.va & 0xFFFFFFFF:08x}. Fault is of type FAULT_{kind.name} "
-               f"ACCESS_TYPE_VIRT_{access.name} [{fault.why}; {who}]")
+               f"ACCESS_TYPE_{access.name} [{fault.why}; {who}]")
     return ChannelError(Xid.MMU_FAULT, message), MmuFault(channel, fault.va, kind, access)
 
 

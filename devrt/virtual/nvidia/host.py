@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 
+from devrt.ioctl.nv_alloc import EngineType
 from devrt.nvidia.fields import HOPPER, BadField
 from devrt.nvidia.methods import COMPUTE_SUBCHANNEL, COPY_SUBCHANNEL, HOST, HOST_END, MemOp, Reduction, Semaphore
 from devrt.nvidia.pushbuffer import CONTROL_ENTRY, ENTRY, HEADER, GpOpcode, Sec
@@ -14,7 +15,7 @@ from devrt.virtual.nvidia.channel import GP_GET
 from devrt.virtual.nvidia.compute import Compute
 from devrt.virtual.nvidia.copy import Copy
 from devrt.virtual.nvidia.engine import M32, M64, Engine, Port, Refused, Step, method_rows
-from devrt.virtual.nvidia.faults import GRAPHICS, Pbdma, pbdma_error
+from devrt.virtual.nvidia.faults import Pbdma, pbdma_error
 
 GENERATIONS = {0xC46F: 75, 0xC56F: 80, 0xC76F: 89, 0xC86F: 90, 0xC96F: 100, 0xCA6F: 120}  # GPFIFO class -> its methods
 _SUBCHANNELS = 5  # 5 to 7 are software's
@@ -146,7 +147,7 @@ class Host:
 
     def _attach(self, subchannel: int, offset: int) -> Engine:
         """The engine behind a subchannel: fixed by the runlist, but its object must have been made in the channel."""
-        graphics = self.channel.engine == GRAPHICS
+        graphics = self.channel.engine == EngineType.GRAPHICS
         kind = {COMPUTE_SUBCHANNEL: _COMPUTE if graphics else 0, COPY_SUBCHANNEL: _COPY}.get(subchannel, 0)
         found = [c for c in self.channel.classes if c & 0xFF == kind]
         if not found:

@@ -25,6 +25,7 @@ _CONSTANT_BYTES, _CONSTANT_ALIGNMENT = 65536, 64
 _SHARED_UNIT = 128
 _LOCAL_UNIT = 16
 _SMS = 2  # of a TPC
+_TPC_UNIT = 0x8000  # bytes: Mesa's nvk_device.c, tinygrad's ops_nv.py
 _SCHEDULE, _INVALIDATE_COPY_SCHEDULE = 1, 3  # DEPENDENT_QMD0_ACTION
 
 
@@ -52,10 +53,12 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class LocalMemory:
-    """What the channel set up for local memory: SHADER_LOCAL_MEMORY, NON_THROTTLED (bytes of a TPC), and the GPU's TPCs."""
+    """What the channel set up for local memory: SHADER_LOCAL_MEMORY, NON_THROTTLED (bytes of a TPC; the most SMs), and the GPU's
+    TPCs."""
 
     base: int
     tpc_bytes: int
+    most_sms: int
     tpcs: int
 
 
@@ -165,6 +168,9 @@ def _local(f: Mapping[str, int], size: int, limits: Limits, local: LocalMemory) 
     names = "shader_local_memory_low_size", "shader_local_memory_high_size"
     for name in names:
         _need(f, name, not f[name] % _LOCAL_UNIT, f"it counts in units of {_LOCAL_UNIT}")
+    if local.tpc_bytes % _TPC_UNIT or not local.most_sms >= _SMS * local.tpcs:
+        raise Refused(f"SET_SHADER_LOCAL_MEMORY_NON_THROTTLED says {local.tpc_bytes:#x} bytes of a TPC, {local.most_sms} SMs: "
+                      f"multiples of {_TPC_UNIT:#x}, and this GPU has {_SMS * local.tpcs} SMs")
     name = names[0] if f[names[0]] else names[1]
     warp = -(-size * 32 // 0x200) * 0x200
     _need(f, name, warp * limits.warps * _SMS <= local.tpc_bytes,

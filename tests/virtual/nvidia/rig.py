@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from devrt.ioctl.nv_alloc import EngineType
 from devrt.ioctl.system import LinuxSystem
 from devrt.nvidia import pushbuffer, qmd
 from devrt.nvidia.pushbuffer import Push
@@ -21,12 +22,12 @@ from devrt.virtual.memory import PAGE, Access, AddressSpace, PageFile, map_file
 from devrt.virtual.nvidia.channel import GP_GET, GP_PUT, NOTIFIER_BYTES, USERD_BYTES, Channel
 from devrt.virtual.nvidia.dispatch import Launch
 from devrt.virtual.nvidia.engine import Runs
-from devrt.virtual.nvidia.faults import COPY0, GRAPHICS
 from devrt.virtual.nvidia.gpu import DOORBELL, QUIET, VirtualGpu
 from devrt.virtual.nvidia.qmd_check import LIMITS
 
 VRAM = Access.VRAM | Access.WRITE | Access.EXECUTE
 WAIT_S = 10.0
+GRAPHICS, COPY0 = int(EngineType.GRAPHICS), int(EngineType.COPY0)
 SHARED_WINDOW, LOCAL_WINDOW = 0x7294_0000_0000, 0x7293_0000_0000
 COMPUTE = {75: 0xC5C0, 80: 0xC6C0, 86: 0xC7C0, 89: 0xC9C0, 90: 0xCBC0, 120: 0xCEC0}
 COPY = {75: 0xC5B5, 80: 0xC6B5, 86: 0xC7B5, 89: 0xC7B5, 90: 0xC8B5, 120: 0xCAB5}

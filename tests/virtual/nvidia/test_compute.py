@@ -13,7 +13,7 @@ from devrt.nvidia.methods import Pcas
 from devrt.nvidia.pushbuffer import Push, Sec, header
 from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault
 from devrt.virtual.nvidia.dispatch import Launch, WarpFault
-from tests.virtual.nvidia.rig import LOCAL_WINDOW, SHARED_WINDOW, Line, Rig, rig, semaphore
+from tests.virtual.nvidia.rig import LOCAL_WINDOW, SHARED_WINDOW, VRAM, Line, Rig, rig, semaphore
 
 SMS = [80, 86, 89, 90, 120]
 
@@ -114,6 +114,13 @@ def test_windows_come_before_launches(r: Rig) -> None:
     text = line.send(line.launch(r.qmd(r.kernel()))).error()
     assert "SET_SHADER_SHARED_MEMORY_WINDOW is 0x0: not set" in text
     line = r.channel()
+    line.send(methods(line, ("SET_SHADER_SHARED_MEMORY_WINDOW_B", 1 << 24))).drain()
+    assert "not a multiple of 0x100000000" in line.send(line.launch(r.qmd(r.kernel()))).error()
+    line, mapped = r.channel(), r.memory(1 << 24) >> 24 << 24
+    line.send(methods(line, ("SET_SHADER_LOCAL_MEMORY_WINDOW_A", mapped >> 32, mapped & 0xFFFFFFFF))).drain()
+    r.space.map(mapped, r.space.entry(r.memory()) & ~(PAGE - 1), PAGE, VRAM)
+    assert "where memory is mapped" in line.send(line.launch(r.qmd(r.kernel()))).error()
+    line = r.channel()
     line.send(methods(line, ("SET_SHADER_LOCAL_MEMORY_WINDOW_A", SHARED_WINDOW >> 32))).drain()
     assert "are both" in line.send(line.launch(r.qmd(r.kernel()))).error()
 
@@ -133,6 +140,16 @@ def test_local_memory(r: Rig) -> None:
     assert (r.player.seen[0].local_low, r.player.seen[0].local_high) == (16, 112)
     text = line.send(line.launch(r.qmd(r.kernel(), shader_local_memory_high_size=144))).error()
     assert "shader_local_memory_high_size is 0x90: 128 warps of 4608 bytes need more than" in text
+
+
+@pytest.mark.parametrize("tpc_bytes, sms", [(0x84000, 4), (0x80000, 3)])
+def test_local_memory_for_too_few(r: Rig, tpc_bytes: int, sms: int) -> None:
+    line, base = r.channel(), r.memory(4 << 20)
+    push = local_memory(line, base, tpc_bytes)
+    push.compute("SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_C", sms)
+    line.send(push).drain()
+    text = line.send(line.launch(r.qmd(r.kernel(), shader_local_memory_low_size=16))).error()
+    assert f"{tpc_bytes:#x} bytes of a TPC, {sms} SMs: multiples of 0x8000, and this GPU has 4 SMs" in text
 
 
 def test_local_memory_that_is_not_mapped(r: Rig) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from devrt.ioctl.nv_classes import Class, choose
-from devrt.ioctl.nv_controls import FbInfo, GrInfo
+from devrt.ioctl.nv_controls import AccessType, FaultType, FbInfo, GrInfo
 from devrt.ioctl.nv_health import BusInfo, Poll
 from devrt.ioctl.nv_versions import SHARED_DATA
 from devrt.virtual.nvidia.channel import ChannelError
-from devrt.virtual.nvidia.faults import FaultAccess, FaultType, MmuFault, SmError
+from devrt.virtual.nvidia.faults import MmuFault, SmError
 from devrt.virtual.nvidia.machine import MODELS, OF_SM
 from tests.virtual.nvidia.rm_client import Gpu, Refusal, RmClient, machine
 
@@ -167,7 +167,7 @@ def test_the_debugger_reads_what_the_engine_noted() -> None:
         engine: Any = gpu.card.engine
         gpu_channel = next(iter(engine.channels))
         engine.sm_errors.append(SmError(gpu_channel, 2, 0, 0x1000E, 0x7F00000120, 0xDEAD0000))
-        engine.mmu_faults.append(MmuFault(gpu_channel, 0xDEAD0000, FaultType.PTE, FaultAccess.WRITE))
+        engine.mmu_faults.append(MmuFault(gpu_channel, 0xDEAD0000, FaultType.PTE, AccessType.VIRT_WRITE))
         read = "NV83DE_CTRL_CMD_DEBUG_READ_ALL_SM_ERROR_STATES"
         answer = client.control(debugger, read, hTargetChannel=channel, numSMsToRead=100)
         row = answer.smErrorStateArray[2]
@@ -180,7 +180,7 @@ def test_the_debugger_reads_what_the_engine_noted() -> None:
         assert (fault.mmuFaultInfoList[0].faultType, fault.mmuFaultInfoList[0].accessType) == (2, 1)
         info = client.control(channel, "NV906F_CTRL_CMD_GET_MMU_FAULT_INFO")
         assert info.addrLo == 0xDEAD0000 and client.tables.nvrm.ffi.string(info.faultString) == b"FAULT_PTE"
-        for bad in ({"numSMsToRead": 101}, {"numSMsToRead": 0}, {"numSMsToRead": 100, "startingSM": 33}):
+        for bad in ({"numSMsToRead": 101}, {"numSMsToRead": 0}, {"numSMsToRead": 100, "startingSM": 132}):
             with refused("INVALID_ARGUMENT"):
                 client.control(debugger, read, hTargetChannel=channel, **bad)
         client.control(debugger, "NV83DE_CTRL_CMD_DEBUG_CLEAR_ALL_SM_ERROR_STATES", hTargetChannel=channel, numSMsToClear=132)

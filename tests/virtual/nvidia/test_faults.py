@@ -8,9 +8,10 @@ import time
 
 import pytest
 
+from devrt.ioctl.nv_controls import FaultType
 from devrt.virtual.context import KINDS
 from devrt.virtual.memory import PAGE, Access, MemoryFault
-from devrt.virtual.nvidia.faults import HANGS, WARP_ERRORS, FaultType, copy_number, fault_type
+from devrt.virtual.nvidia.faults import HANGS, WARP_ERRORS, copy_number, fault_type
 from tests.virtual.nvidia.rig import COPY0, GRAPHICS, Line, Rig, rig, semaphore, until
 from tests.virtual.nvidia.test_copy import copy
 

@@ -38,7 +38,7 @@ WRONG: list[tuple[Mapping[str, int], str]] = [
     ({"target_sm_config_shared_mem_size": 3, "max_sm_config_shared_mem_size": 1}, "target_sm_config_shared_mem_size is 0x3"),
     ({"shared_memory_size": 0x2400, "min_sm_config_shared_mem_size": 3}, "8 KiB don't hold a block's 9216 bytes"),
     ({"shader_local_memory_low_size": 8}, "shader_local_memory_low_size is 0x8: it counts in units of 16"),
-    ({"shader_local_memory_high_size": 16}, "shader_local_memory_high_size is 0x10: 128 warps of 512 bytes"),
+    ({"shader_local_memory_high_size": 16}, "NON_THROTTLED says 0x0 bytes of a TPC, 0 SMs"),
     ({"constant_buffer_valid_2": 1, "constant_buffer_size_2": 16}, "faulted @ 0x0_00000000"),
     ({"constant_buffer_valid_2": 1}, "constant_buffer_size_2 is 0x0: a valid bank has up to 65536 bytes"),
     ({"constant_buffer_valid_2": 1, "constant_buffer_size_2": 0x10010}, "constant_buffer_size_2 is 0x10010"),
