@@ -73,14 +73,6 @@ def _gcn(p: Properties) -> Backend:
 
 
 def _sass(p: Properties) -> Backend:
-    from devrt.compiler.sass import backend, target
-    t = target.target(p.isa)
-    tuning = Tuning(p.lanes, target.REGISTERS, p.scratch_bytes // 8, p.scratch_bytes // 2, p.compute_units, p.scratch_bytes)
-    return Backend(tuning, t.key, lambda program: backend.compile_program(program, t),
-                   lambda program: backend.assembly(program, t))
-
-
-def _sass(p: Properties) -> Backend:
     """Groups of one warp: a multiprocessor needs several at once, so each plans with its part of shared memory."""
     from devrt.compiler.sass import backend
     from devrt.compiler.sass import target as sass
