@@ -150,7 +150,7 @@ def test_one_system_for_a_topology() -> None:
 
 
 def test_uris_without_a_machine() -> None:
-    for text, error in (("virtual:amd/gfx9", DeviceNotFound), ("virtual:nvidia/sm_90", Unsupported),
+    for text, error in (("virtual:amd/gfx9", DeviceNotFound), ("virtual:qualcomm/a630", Unsupported),
                         ("virtual:amd/gfx1100?boom", InvalidArgument)):
         with pytest.raises(error):
             make_system(parse_uri(text))
