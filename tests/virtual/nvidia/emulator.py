@@ -29,6 +29,8 @@ SHARED_WINDOW, LOCAL_WINDOW = 0x729400000000, 0x729300000000
 STACK = 0xFFFDC0  # where compiled code's stack starts, growing down
 # (ntid, nctaid, windows, stack pointer) in bank 0, from what ptxas reads.
 _ABI = {90: (0x0, 0xC, 0x18, 0x28), 120: (0x360, 0x370, 0x2F0, 0x37C)}
+# What takes a time that nobody knows beforehand, and signals its end by a scoreboard.
+LATE = ("LD", "ST", "ATOM", "RED", "S2", "R2UR", "MUFU", "F2", "I2", "FRND", "POPC", "FLO", "BREV", "SHFL", "MATCH", "B2R")
 Size = tuple[int, int, int]
 
 
@@ -103,11 +105,11 @@ class Emulator:
 
     # ----- lines of assembly
 
-    def code(self, lines: Sequence[str | Instruction], control: Control | None = None) -> int:
-        """The address of assembled lines; `name:` stands for a place. Every instruction waits for all that is before it, unless
-        `control` says otherwise, so that they only mean what they say."""
-        every = control or Control(stall=15, yields=True, wait=0)
-        found, labels = [], {}
+    def code(self, lines: Sequence[str | Instruction]) -> int:
+        """The address of assembled lines; `name:` is a place, `(name)` its address. Every line waits for all that is before it,
+        so that it only means what it says."""
+        found: list[str | Instruction] = []
+        labels = {}
         for line in lines:
             if isinstance(line, str) and line.endswith(":"):
                 labels[line[:-1]] = 16 * len(found)
@@ -118,7 +120,9 @@ class Emulator:
             if isinstance(line, str):
                 for name, at in labels.items():
                     line = line.replace(f"({name})", f"{at:#x}")
-                i = replace(assemble(line, self.sm), control=every)
+                i = assemble(line, self.sm)
+                late = i.op.startswith(LATE)
+                i = replace(i, control=Control(15, True, 0 if late else 7, 1 if late else 7, 0x3F))
             else:
                 i = line
             words += encode(replace(i, address=16 * n), self.sm).to_bytes(16, "little")

@@ -206,7 +206,12 @@ def exit_(f: Function, i: Instruction, block: FlowBlock) -> bool:
 
 @_named("BPT")
 def trap(f: Function, i: Instruction, block: FlowBlock) -> bool:
-    f.w.fault(KIND["trap"])
+    w = f.w
+    if not w.guard:
+        w.fault(KIND["trap"])
+        return False
+    w.go_if(w.op(f"icmp eq i32 {w.lanes()}, 0"), KIND["trap"])
+    go(f, block.falls)
     return False
 
 

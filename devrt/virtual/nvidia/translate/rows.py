@@ -130,7 +130,8 @@ def _load(n: int) -> str:
     for k in range(count):
         numbers = ", ".join(f"i32 {lane * count + k}" for lane in range(LANES))
         out += [f"  %v{k} = shufflevector {t} %v, {t} poison, <{LANES} x i32> <{numbers}>",
-                f"  %o{k} = getelementptr i8, ptr %data, i64 {4 * LANES * k}", f"  store <{LANES} x i32> %v{k}, ptr %o{k}, align 4"]
+                f"  %o{k} = getelementptr i8, ptr %data, i64 {4 * LANES * k}",
+                f"  store <{LANES} x i32> %v{k}, ptr %o{k}, align 4"]
     return "\n".join(out)
 
 
