@@ -14,6 +14,7 @@ from devrt.compiler.sass.target import SassTarget
 from devrt.device import CompileError
 
 REGISTERS = 253  # that code may use: a lane has 255, of which the hardware keeps two
+_SPREAD = 12  # of them that arranging leaves free: registers of several words do not fill every gap
 LOCAL_BYTES = 512 << 10  # of a lane (CUDA C programming guide, "Technical specifications per compute capability")
 CONSTANT_BYTES = 64 << 10  # of a bank
 
@@ -25,18 +26,27 @@ def machine_code(program: lir.Program, target: SassTarget) -> mir.Function:
     for what, needed, limit in (("shared memory", f.shared_bytes, target.shared_bytes + target.reserved_shared),
                                 ("constants", len(f.constants), CONSTANT_BYTES)):
         if needed > limit:
-            raise CompileError(f"{program.name} needs {needed} bytes of {what}", evidence=f"a group on sm_{target.sm} has {limit}",
-                               remedy="make the kernel's arrays smaller")
-    f = allocate(arrange(f, REGISTERS), REGISTERS)
+            raise CompileError(f"{program.name} needs {needed} bytes of {what}",
+                               evidence=f"a group on sm_{target.sm} has {limit}", remedy="make the kernel's arrays smaller")
+    f = _allocated(f)
     if f.local_bytes > LOCAL_BYTES:
         raise CompileError(f"{program.name} needs {f.local_bytes} bytes of local memory beside {REGISTERS} registers",
                            evidence=f"a lane has {LOCAL_BYTES}", remedy="split the kernel")
     return schedule(f)
 
 
+def _allocated(f: mir.Function) -> mir.Function:
+    """With real registers: arranged first, unless that alone is why some had to be spilled."""
+    arranged = allocate(arrange(f, REGISTERS - _SPREAD), REGISTERS)
+    if not arranged.local_bytes:
+        return arranged
+    plain = allocate(f, REGISTERS)
+    return plain if plain.local_bytes < arranged.local_bytes else arranged
+
+
 def compile_program(program: lir.Program, target: SassTarget) -> bytes:
-    """A cubin with the kernel `program.name`: one block of `lanes` threads a group, the addresses of the parameters in order as its
-    parameters. Raises CompileError."""
+    """A cubin with the kernel `program.name`: one block of `lanes` threads a group, the addresses of the parameters in order as
+    its parameters. Raises CompileError."""
     f = machine_code(program, target)
     exits = tuple(i.address for i in layout(f) if i.op == "EXIT")
     return cubin.write(f, assemble(f), registers(f), exits)
@@ -44,8 +54,8 @@ def compile_program(program: lir.Program, target: SassTarget) -> bytes:
 
 def registers(f: mir.Function) -> int:
     """The registers that code uses: the highest index of R, and one."""
-    used = [r.index + r.words for block in f.blocks for i in block.instructions for r in (*i.reads(), *i.writes()) if r.file is File.R]
-    return max(used, default=0)
+    return max((r.index + r.words for block in f.blocks for i in block.instructions for r in (*i.reads(), *i.writes())
+                if r.file is File.R), default=0)
 
 
 def assembly(program: lir.Program, target: SassTarget) -> str:

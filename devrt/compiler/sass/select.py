@@ -51,6 +51,7 @@ class Selector(Emitter):
         self.system = ("SYS",) if target.sm == 75 else ()
         self.minus_zero = self.derived(ZERO, "minus", lambda: Operand(ZERO.value, neg=True))
         self.fragments: dict[tuple[int, int], Operand] = {}  # what LDSM brought since shared memory was last written, in this region
+        self.halves: dict[sass.Reg, tuple[Operand, int]] = {}  # half 0 or 1 of a word that was loaded
         self._order = 0
         self._halves: dict[tuple[object, ...], Int] = {}
         self.exposed = {r for i in lir.walk(program.body) if i.op in _BITS_MATTER for r in i.args}
@@ -63,6 +64,8 @@ class Selector(Emitter):
         self.put("EXIT", (), (), ())
         code = optimise.without_dead(self.regions[0])
         code = optimise.renamed(select_memory.merge(self, code), self.renamed)
+        if self.halves:
+            code = optimise.without_dead(code)
         f.params = [(prm.name, 8 * n, 8) for n, prm in enumerate(p.params)]
         return self.finish(code)
 

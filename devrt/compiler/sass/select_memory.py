@@ -142,16 +142,17 @@ def nibble(s: Selector, i: lir.Inst) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Vectors
 
-_WIDTHS = {8: "64", 16: "128"}
+_WIDTHS = {4: (), 8: ("64",), 16: ("128",)}
 _FENCES = ("BAR", "BRA", "SHFL", "LDSM")  # nothing is merged across
-_NARROW = ("U8", "S8", "U16", "S16", "64")
+_ALONE = ("U8", "S8", "S16", "64")  # these are not merged
+_LOW, _HIGH, _BOTH = 0x4410, 0x4432, 0x5410  # of PRMT: a half of the first, zeros from the second; the low halves of both
 
 _Member = tuple[int, Instruction]
 
 
 def merge(s: Selector, code: list[Instruction | str]) -> list[Instruction | str]:
-    """Words next to each other, at an address that is aligned for all of them, become one access: loads where the first of them
-    stands, stores where the last does. In between there is no store, and for stores no load, that could mean the same place."""
+    """Words or halves next to each other, at an address that is aligned for all of them, become one access: loads where the first of
+    them stands, stores where the last does. In between there is no store, and for stores no load, that could mean the same place."""
     groups: dict[tuple[object, ...], list[_Member]] = {}
     found: list[list[_Member]] = []
     for n, item in enumerate(code):
@@ -170,7 +171,7 @@ def merge(s: Selector, code: list[Instruction | str]) -> list[Instruction | str]
             ends = ("load", "store") if stores else ("store",)
             for other in [k for k in groups if k != key and k[0] in [f"{x} {space}" for x in ends]]:
                 found.append(groups.pop(other))
-        if not any(m in item.mods for m in _NARROW) and (stores or item.guard == TRUE):
+        if not any(m in item.mods for m in _ALONE) and (stores or item.guard == TRUE):
             groups.setdefault(key, []).append((n, item))
     found += groups.values()
     out: list[list[Instruction | str]] = [[x] for x in code]
@@ -190,12 +191,13 @@ def _merge_group(s: Selector, group: list[_Member], out: list[list[Instruction |
     offsets = {_offset(item): (n, item) for n, item in group}
     if len(offsets) < len(group):
         return  # one place twice: keep the order
+    each = 2 if "U16" in group[0][1].mods else 4
     for start in sorted(offsets):
-        for size in (16, 8):
-            members = [offsets[start + k] for k in range(0, size, 4) if start + k in offsets]
-            if len(members) == size // 4 and s.aligned[id(members[0][1].srcs[0].value)] % size == 0:
+        for size in (16, 8, 4)[:3 if each == 2 else 2]:
+            members = [offsets[start + k] for k in range(0, size, each) if start + k in offsets]
+            if len(members) == size // each and s.aligned[id(members[0][1].srcs[0].value)] % size == 0:
                 _vector(s, members, size, out)
-                for k in range(0, size, 4):
+                for k in range(0, size, each):
                     del offsets[start + k]
                 break
 
@@ -203,15 +205,42 @@ def _merge_group(s: Selector, group: list[_Member], out: list[list[Instruction |
 def _vector(s: Selector, members: list[_Member], size: int, out: list[list[Instruction | str]]) -> None:
     first = members[0][1]
     whole = s.new(size // 4)
+    words = [whole] if size == 4 else [s.part(whole, k) for k in range(size // 4)]
     tail = tuple(m for m in first.mods if m in ("CONSTANT", "SYS"))
-    mods = (*(m for m in first.mods if m not in tail), _WIDTHS[size], *tail)
+    mods = (*(m for m in first.mods if m not in tail and m != "U16"), *_WIDTHS[size], *tail)
     place = (min if first.dsts else max)(n for n, _ in members)
     for n, _ in members:
         out[n] = []
-    parts = [s.part(whole, k) for k in range(size // 4)]
+    halves = "U16" in first.mods
     if first.dsts:
-        s.renamed.update((item.dsts[0].value, part.value) for (_, item), part in zip(members, parts, strict=True))
-        out[place] = [Instruction(first.op, mods, (whole,), first.srcs, first.guard)]
+        taken = _halves_of(s, words, [item for _, item in members]) if halves else []
+        if not halves:
+            s.renamed.update((_register(item.dsts[0]), _register(word)) for (_, item), word in zip(members, words, strict=True))
+        out[place] = [Instruction(first.op, mods, (whole,), first.srcs, first.guard), *taken]
+        return
+    values = [item.srcs[1] for _, item in members]
+    if halves:
+        together = [_together(s, word, *values[2 * k:2 * k + 2]) for k, word in enumerate(words)]
     else:
-        moves = [Instruction("MOV", (), (part,), (item.srcs[1],)) for (_, item), part in zip(members, parts, strict=True)]
-        out[place] = [*moves, Instruction(first.op, mods, (), (first.srcs[0], whole), first.guard)]
+        together = [Instruction("MOV", (), (word,), (value,)) for word, value in zip(words, values, strict=True)]
+    out[place] = [*together, Instruction(first.op, mods, (), (first.srcs[0], whole), first.guard)]
+
+
+def _register(o: Operand) -> Reg:
+    assert isinstance(o.value, Reg)
+    return o.value
+
+
+def _halves_of(s: Selector, words: list[Operand], loads: list[Instruction]) -> list[Instruction]:
+    """What takes each load's half out of the words."""
+    for n, load in enumerate(loads):
+        s.halves[_register(load.dsts[0])] = words[n // 2], n % 2
+    return [Instruction("PRMT", (), load.dsts, (words[n // 2], s.imm((_LOW, _HIGH)[n % 2]), ZERO)) for n, load in enumerate(loads)]
+
+
+def _together(s: Selector, word: Operand, low: Operand, high: Operand) -> Instruction:
+    """Two halves in a word, which may be the word that they were taken out of."""
+    a, b = (s.halves.get(_register(x)) for x in (low, high))
+    if a is not None and b is not None and a[0] is b[0] and (a[1], b[1]) == (0, 1):
+        return Instruction("MOV", (), (word,), (a[0],))
+    return Instruction("PRMT", (), (word,), (low, s.imm(_BOTH), high))

@@ -204,6 +204,12 @@ class Machine:
             out = np.where(gone, (wide.view(S64) >> S64(63)).view(U64) if signed else U64(0), out)
         self.put(i, i.dsts[0], (out >> U64(32) if "HI" in m else out).astype(U32))
 
+    def op_prmt(self, i, m, a, selector, c):
+        wide, out = self.word(a).astype(U64) | self.word(c).astype(U64) << U64(32), self.full(U64(0))
+        for n in range(4):
+            out = out | (wide >> U64(8 * (selector.value.value >> 4 * n & 7)) & U64(0xFF)) << U64(8 * n)
+        self.put(i, i.dsts[0], out.astype(U32))
+
     def op_sgxt(self, i, m, a, n):
         left = U32(32 - n.value.value)
         self.put(i, i.dsts[0], ((self.word(a) << left).view(np.int32) >> np.int32(left)).view(U32))
