@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from devrt.device import InvalidArgument
 from devrt.ioctl.errors import errno_name
 from devrt.ioctl.system import TEXT_LIMIT, Argument, FileStat, Host, LogLine, System, peek
-from devrt.ioctl.tables import TABLES
+from devrt.ioctl.tables import tables_on
 from devrt.ioctl.uapi import Uapi, pointed_ranges, table_for
 
 
@@ -75,8 +75,8 @@ def load(path: str | Path) -> list[Call]:
 class RecordingSystem:
     """`inner`, with every call kept in `calls` and written to `sink` (one JSON line each) as it ends. Thread-safe."""
 
-    def __init__(self, inner: System, sink: TextIO | None = None, tables: Sequence[Uapi] = TABLES) -> None:
-        self.inner, self.sink, self.tables = inner, sink, tables
+    def __init__(self, inner: System, sink: TextIO | None = None, tables: Sequence[Uapi] | None = None) -> None:
+        self.inner, self.sink, self.tables = inner, sink, tables or getattr(inner, "tables", None) or tables_on(inner)
         self.calls: list[Call] = []
         self._opened: dict[int, tuple[str, int]] = {}  # fd -> path, how-manieth open
         self._opens = 0

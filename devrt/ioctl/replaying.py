@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from devrt.device import InvalidArgument
+from devrt.ioctl.nv_versions import VERSION_FILE
 from devrt.ioctl.recording import Call, decode, load
 from devrt.ioctl.system import (
     MAP_ANONYMOUS,
@@ -35,7 +36,7 @@ from devrt.ioctl.system import (
     peek,
     view,
 )
-from devrt.ioctl.tables import TABLES
+from devrt.ioctl.tables import TABLES, tables_by
 from devrt.ioctl.uapi import Uapi, pointed_ranges, table_for
 
 _QUESTIONS = {"read_bytes", "read_text", "list_dir", "stat", "access", "readlink", "host", "kernel_log"}
@@ -48,9 +49,9 @@ class ReplayingSystem:
     A call that was not recorded raises InvalidArgument that names the nearest one.
     """
 
-    def __init__(self, recording: str | Path | Sequence[Call], tables: Sequence[Uapi] = TABLES) -> None:
+    def __init__(self, recording: str | Path | Sequence[Call], tables: Sequence[Uapi] | None = None) -> None:
         self.calls = load(recording) if isinstance(recording, (str, Path)) else list(recording)
-        self.tables = tables
+        self.tables = tables or _tables_of(self.calls)
         self._memory = LinuxSystem()  # for mappings only
         self._answers: dict[str, deque[Call]] = {}
         for call in self.calls:
@@ -218,6 +219,14 @@ class ReplayingSystem:
         table = table_for(self.tables, str(arguments.get("path", "")), arguments["request"])
         found = table.decode(arguments["request"], bytes.fromhex(arguments["data"])) if table else None
         return {"name": found.name, "before": dict(found.fields), "after": dict(found.fields)} if found else {}
+
+
+def _tables_of(calls: Sequence[Call]) -> Sequence[Uapi]:
+    """The tables of the machine that was recorded, so far as it was asked which driver runs."""
+    for call in calls:
+        if call.name == "read_text" and call.arguments["path"] == VERSION_FILE and call.result is not None:
+            return tables_by(call.result)
+    return TABLES
 
 
 def _raise(call: Call) -> None:

@@ -11,7 +11,7 @@ from devrt.device import DriverMismatch, Unsupported
 from devrt.ioctl.nv_alloc import ATTR, EngineType, copy_engine, flag, flags
 from devrt.ioctl.nv_classes import CHIPS, Class, choose
 from devrt.ioctl.nv_status import status_name
-from devrt.ioctl.nv_versions import BRANCHES, running_version, tables_for
+from devrt.ioctl.nv_versions import BRANCHES, VERSION_FILE, running_version, tables_for
 from devrt.ioctl.nvrm import NVRM, card_info
 from devrt.ioctl.recording import RecordingSystem
 from devrt.ioctl.replaying import ReplayingSystem
@@ -83,6 +83,9 @@ class Rm:
     def open(self, path: str, flags: int) -> int:
         return 5
 
+    def read_text(self, path: str, limit: int = 0) -> str:
+        return OPEN
+
     def ioctl(self, fd: int, request: int, argument: Argument) -> int:
         assert not isinstance(argument, int)
         name, data = NVRM.find(request), memoryview(argument).cast("B")
@@ -121,10 +124,12 @@ def allocate(system: System, fd: int) -> int:
 def test_calls_are_recorded_with_what_their_pointers_lead_to_and_replayed_elsewhere() -> None:
     sink = io.StringIO()
     recorder = RecordingSystem(cast(System, Rm()), sink)
+    assert recorder.tables[-2:] == tables_for("580.1").uapis  # those of the driver that runs
+    recorder.read_text(VERSION_FILE)
     fd = recorder.open("/dev/nvidiactl", 2)
     assert class_list(recorder, fd) == [0xC86F, 0xCBC0, 0xC8B5]
     assert allocate(recorder, fd) == 7
-    control, alloc = recorder.calls[1:]
+    control, alloc = recorder.calls[2:]
     assert control.decoded["before"]["cmd"] == "NV0080_CTRL_CMD_GPU_GET_CLASSLIST"
     assert control.decoded["after"]["params.numClasses"] == 3 and control.decoded["after"]["status"] == "NV_OK"
     assert control.out["pointed"]["params.classList"] == "6fc80000c0cb0000b5c80000"
@@ -132,6 +137,7 @@ def test_calls_are_recorded_with_what_their_pointers_lead_to_and_replayed_elsewh
     assert "NV0080_CTRL_CMD_GPU_GET_CLASSLIST" in str(control)
 
     replay = ReplayingSystem(recorder.calls)
+    assert replay.tables[-2:] == recorder.tables[-2:]
     fd = replay.open("/dev/nvidiactl", 2)
     kept = NVRM.ffi.new("char[4096]")  # so that nothing lies where it lay
     assert class_list(replay, fd) == [0xC86F, 0xCBC0, 0xC8B5]
