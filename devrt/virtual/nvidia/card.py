@@ -43,7 +43,7 @@ def native_engine(model: GpuModel, system: System, faults: Faults, report: Repor
     """The GPU that carries methods out and runs machine code."""
     from devrt.virtual.nvidia import dispatch, gpu  # their compilers are not needed before the first channel
     executor = dispatch.Executor(model.sm, system)
-    return gpu.VirtualGpu(model.sm, system, faults, report, doorbell, executor, sum(model.tpcs))
+    return gpu.VirtualGpu(model.sm, faults, report, doorbell, executor, sum(model.tpcs))
 
 
 @dataclass(eq=False)

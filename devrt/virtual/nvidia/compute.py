@@ -53,7 +53,6 @@ class Compute(Engine):
 
     def __init__(self, port: Port, class_id: int) -> None:
         super().__init__(port, COMPUTE, class_id)
-        self.name_of_launch = ""
         self._upload_va = self._upload_left = 0
         self.actions = {
             "WAIT_FOR_IDLE": self._wait_for_idle,

@@ -26,7 +26,7 @@ from devrt.virtual.pieces import Piece, foreign, pieces
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _EPOCH = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-CONTAINS = 80, 90, 100  # generations that stop one channel for an error of memory (kern_gpu_error_cont_ga100.c and on)
+_CONTAINS = 80, 90, 100  # generations that stop one channel for an error of memory (kern_gpu_error_cont_ga100.c and on)
 _TICK = 32  # ns: the low five bits of PTIMER's TIME_0 are not there (clc361.h)
 
 
@@ -40,10 +40,6 @@ class Step(enum.Enum):
 
 class Refused(Exception):
     """A method that an engine does not take."""
-
-
-class Hang(Exception):
-    """The channel makes no progress any more, and nobody is told."""
 
 
 class Lost(Exception):
@@ -163,7 +159,7 @@ class Port:
         if self.faults.take("page-fault"):
             raise MemoryFault(va, "read", "not present (injected)")
         if self.faults.take("ecc"):
-            contained = self.sm in CONTAINS
+            contained = self.sm in _CONTAINS
             error = memory_error(self.channel, contained, unit)
             raise error if contained else Lost(error)
 

@@ -28,7 +28,6 @@ class Xid(enum.IntEnum):
     CLASS_ERROR = 69
     OFF_THE_BUS = 79
     CONTAINED = 94
-    UNCONTAINED = 95
 
 
 _COPIES: Mapping[int, int] = {copy_engine(n): n for n in range(20)}
@@ -44,7 +43,6 @@ class Pbdma(enum.IntEnum):
     METHOD = 21
     DEVICE = 23
     SEMAPHORE = 25
-    PBSEG = 30
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from devrt.ioctl.system import System
 from devrt.virtual import atomics
 from devrt.virtual.faults import Faults
 from devrt.virtual.memory import MemoryFault
 from devrt.virtual.nvidia.channel import GP_GET, GP_PUT, Channel, ChannelError
 from devrt.virtual.nvidia.dispatch import WarpFault
-from devrt.virtual.nvidia.engine import Hang, Lost, Port, Runs, Step, now
+from devrt.virtual.nvidia.engine import Lost, Port, Runs, Step, now
 from devrt.virtual.nvidia.faults import (
     HANGS,
     MmuFault,
@@ -124,7 +123,7 @@ class _Runner:
         gpu, channel, port = self.gpu, self.channel, self.port
         if self.gone:
             return
-        if isinstance(error, Hang) or isinstance(error, WarpFault) and error.kind in HANGS:
+        if isinstance(error, WarpFault) and error.kind in HANGS:
             self.hung = True
         elif isinstance(error, ChannelError):
             self._end(error)
@@ -168,14 +167,13 @@ class VirtualGpu:
     a channel stops, by the engine's thread and without a lock; each line of `message` is one of the kernel log; no channel: the
     whole GPU is lost. `interrupt(channel)` is called when a channel asks for one. The GPU itself writes the notifier."""
 
-    def __init__(self, sm: int, system: System, faults: Faults, report: Report, doorbell: memoryview, executor: Runs,
-                 tpcs: int = 1, interrupt: Callable[[Channel], None] = lambda channel: None) -> None:
-        self.sm, self.system, self.faults, self.executor = sm, system, faults, executor
+    def __init__(self, sm: int, faults: Faults, report: Report, doorbell: memoryview, executor: Runs, tpcs: int = 1,
+                 interrupt: Callable[[Channel], None] = lambda channel: None) -> None:
+        self.sm, self.faults, self.executor = sm, faults, executor
         self.report, self.interrupt, self.tpcs = report, interrupt, tpcs
         self.sm_errors: list[SmError] = []
         self.mmu_faults: list[MmuFault] = []
         self.order, self.constants, self.code = Order(), Cache(), Cache()
-        self.doorbell = doorbell
         self._bell = doorbell[DOORBELL:DOORBELL + 4].cast("B").cast("I")
         self._time = doorbell[TIME_0:TIME_0 + 8].cast("B").cast("Q")
         self._bell_at = ctypes.addressof(ctypes.c_char.from_buffer(self._bell))
@@ -255,7 +253,7 @@ class VirtualGpu:
         """The engine begins to carry out methods of a channel, or has ended."""
         with self._running_lock:
             self._running = runner
-            self.executor.stop[0] = 0
+            self.executor.stop[0] = runner is not None and runner.gone
 
     def stop_running(self, runner: _Runner | None = None) -> None:
         """End a launch in its midst: that of a channel, or any."""

@@ -10,14 +10,13 @@ from devrt.ioctl.nv_alloc import EngineType
 from devrt.nvidia.fields import HOPPER, BadField
 from devrt.nvidia.methods import COMPUTE_SUBCHANNEL, COPY_SUBCHANNEL, HOST, HOST_END, MemOp, Reduction, Semaphore
 from devrt.nvidia.pushbuffer import CONTROL_ENTRY, ENTRY, HEADER, GpOpcode, Sec
-from devrt.virtual.memory import SPAN
 from devrt.virtual.nvidia.channel import GP_GET
 from devrt.virtual.nvidia.compute import Compute
 from devrt.virtual.nvidia.copy import Copy
 from devrt.virtual.nvidia.engine import M32, M64, Engine, Port, Refused, Step, method_rows
 from devrt.virtual.nvidia.faults import Pbdma, pbdma_error
 
-GENERATIONS = {0xC46F: 75, 0xC56F: 80, 0xC76F: 89, 0xC86F: 90, 0xC96F: 100, 0xCA6F: 120}  # GPFIFO class -> its methods
+_GENERATIONS = {0xC46F: 75, 0xC56F: 80, 0xC76F: 89, 0xC86F: 90, 0xC96F: 100, 0xCA6F: 120}  # GPFIFO class -> its methods
 _SUBCHANNELS = 5  # 5 to 7 are software's
 _COMPUTE, _COPY = 0xC0, 0xB5  # the low byte of a class says what it is
 _RESERVED_HEADER = HEADER.of(HOPPER).reserved
@@ -39,11 +38,10 @@ class Host:
     def __init__(self, port: Port) -> None:
         self.port, self.channel = port, port.channel
         self.get = self.put = 0
-        self.sm = GENERATIONS[self.channel.host_class]
+        self.sm = _GENERATIONS[self.channel.host_class]
         self.rows = method_rows(HOST, self.sm)
         self.registers: dict[str, int] = {}
         self.engines: dict[int, Engine] = {}
-        self.last: Engine | None = None  # the engine that methods went to last: the one that a wait for idle is about
         self._entry = 0       # what it reads, for errors: entry of the ring, dword of its segment, own method and data
         self._dword = -1
         self._own_method: tuple[str, int] | None = None
@@ -91,10 +89,7 @@ class Host:
             raise self._error(Pbdma.GPENTRY, f"{error.what} [{raw:016x}]") from error
         if fields["fetch_conditional"]:
             raise self._error(Pbdma.GPENTRY, "a conditional fetch: no subdevice mask was set")
-        address = self._base | fields["get"]
-        if address + 4 * length > SPAN:
-            raise self._error(Pbdma.GPENTRY, f"a segment at {address:#x}, beyond the address space")
-        return struct.unpack(f"<{length}I", self.port.read(address, 4 * length))
+        return struct.unpack(f"<{length}I", self.port.read(self._base | fields["get"], 4 * length))
 
     def _control(self, fields: Mapping[str, int]) -> tuple[int, ...]:
         opcode, operand = fields["opcode"], fields["operand"]
@@ -128,7 +123,8 @@ class Host:
                 raise self._error(Pbdma.PBENTRY, f"no operation in the header {word:#010x}")
             if at + count > end:
                 raise self._error(Pbdma.PBENTRY, f"{count} dwords are announced by {word:#010x}, {end - at} are left")
-            if count > 1 and op != Sec.ONE_INC and self._block(subchannel, offset, words[at:at + count], op == Sec.INC_METHOD):
+            many = count > 1 and offset >= HOST_END and op != Sec.ONE_INC
+            if many and self._block(subchannel, offset, words[at:at + count], op == Sec.INC_METHOD):
                 at += count
                 continue
             for n in range(count):
@@ -142,7 +138,6 @@ class Host:
         engine = self.engines.get(subchannel)
         if engine is None:
             engine = self.engines[subchannel] = self._attach(subchannel, offset)
-        self.last = engine
         return engine
 
     def _attach(self, subchannel: int, offset: int) -> Engine:
@@ -166,8 +161,6 @@ class Host:
         return None if steps is None else self._guarded(engine, offset, data, steps)
 
     def _block(self, subchannel: int, offset: int, words: tuple[int, ...], increment: bool) -> bool:
-        if offset < HOST_END:
-            return False
         engine = self._engine(subchannel, offset)
         try:
             return engine.block(offset, words, increment)

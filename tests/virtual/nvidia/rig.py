@@ -65,7 +65,7 @@ class Rig:
         self.page = bytearray(0x1000)
         self.told: list[tuple[Channel | None, int, str]] = []
         self.interrupts: list[Channel] = []
-        self.gpu = VirtualGpu(sm, self.system, self.faults, lambda *told: self.told.append(told), memoryview(self.page),
+        self.gpu = VirtualGpu(sm, self.faults, lambda *told: self.told.append(told), memoryview(self.page),
                               executor or self.player, 2, self.interrupts.append)
         self._next = 0x10_0000_0000 + (next(_numbers) << 33)  # below 2^40, and no two rigs have the same addresses
         self._mapped: list[tuple[int, int]] = []
