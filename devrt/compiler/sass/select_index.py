@@ -90,6 +90,27 @@ def linear(s: Selector, a: Int, factor_a: int, b: Int, factor_b: int) -> Int | N
     return Int(a.wide, lo, hi, aligned, s.count(), const, kept)
 
 
+def divided(s: Selector, x: Int, divisor: int) -> tuple[Int | None, Int]:
+    """(q, r) with x = q*divisor + r, where q takes all summands that divide without a rest; None where there are none."""
+    whole = tuple((t, f // divisor) for t, f in x.terms if f % divisor == 0)
+    rest = tuple((t, f) for t, f in x.terms if f % divisor)
+    const = x.const % divisor
+    if not whole and const == x.const:
+        return None, x
+    return _sum_of(s, x, whole, (x.const - const) // divisor), _sum_of(s, x, rest, const)
+
+
+def _sum_of(s: Selector, like: Int, terms: Terms, const: int) -> Int:
+    """A sum of some of its terms, by their ranges."""
+    if len(terms) == 1 and terms[0][1] == 1 and not const:
+        return terms[0][0]
+    lo, hi, aligned = const, const, power_of_two(const)
+    for t, f in terms:
+        lo, hi = lo + min(t.lo * f, t.hi * f), hi + max(t.lo * f, t.hi * f)
+        aligned = min(aligned, power_of_two(t.aligned * f))
+    return Int(like.wide, lo, hi, aligned, s.count(), const, terms)
+
+
 # ----- values
 
 

@@ -113,16 +113,20 @@ def _divide(s: Selector, op: str, a: Int, b: Int) -> Int | None:
     if divisor is None:
         q, r = division.unsigned32(s, s.reg(index.low(s, a)), s.reg(index.low(s, b)))
         return _from_word(s, a, q, 0, a.hi // b.lo) if op == "div" else _from_word(s, a, r, 0, min(a.hi, b.hi - 1))
+    part, rest = index.divided(s, a, divisor)
+    if part is not None and rest.lo >= 0 and part.small and rest.small:
+        below = _divide(s, op, rest, b)
+        return below if op == "rem" or below is None else index.linear(s, part, 1, below, 1)
     if op == "rem" and divisor & (divisor - 1) == 0:
         return _from_word(s, a, integer.logic(s, "and", index.low(s, a), s.imm(divisor - 1)), 0, divisor - 1)
     q = division.by_constant(s, s.reg(index.low(s, a)), divisor, a.hi)
     quotient = _from_word(s, a, q, 0, a.hi // divisor)
     if op == "div":
         return quotient
-    rest = index.linear(s, a, 1, quotient, -divisor)
-    if rest is not None:
-        rest.lo, rest.hi = 0, divisor - 1
-    return rest
+    remainder = index.linear(s, a, 1, quotient, -divisor)
+    if remainder is not None:
+        remainder.lo, remainder.hi = 0, divisor - 1
+    return remainder
 
 
 def compare(s: Selector, op: str, a: Int, b: Int) -> Bool:
