@@ -186,6 +186,12 @@ done:"""),
  mad.lo.u32 %y, %y, 7, %r13; mad.lo.u32 %y, %y, 11, %r14; mad.lo.u32 %y, %y, 13, %r15;"""),
 }
 
+BODIES["cluster"] = (".shared .align 4 .b32 box[128];", """
+ mov.u32 %r2, box; shl.b32 %r3, %t, 2; add.u32 %r4, %r2, %r3; st.shared.u32 [%r4], %x; barrier.cluster.arrive.aligned;
+ mul.lo.u32 %y, %x, 3; barrier.cluster.wait.aligned; xor.b32 %r5, %r3, 508; add.u32 %r6, %r2, %r5; ld.shared.u32 %r7, [%r6];
+ add.u32 %y, %y, %r7; barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; st.shared.u32 [%r4], %y;
+ barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; ld.shared.u32 %r7, [%r6]; xor.b32 %y, %y, %r7;""")
+
 FUNCTIONS = """
 .func (.param .b32 r) twice(.param .b32 a) { .reg .b32 %r<4>; .reg .pred %p;
  ld.param.b32 %r1, [a]; and.b32 %r2, %r1, 4; setp.eq.u32 %p, %r2, 0; @%p bra skip; mul.lo.u32 %r1, %r1, 3; div.u32 %r1, %r1, 5;
@@ -197,7 +203,7 @@ again: setp.eq.u32 %p, %r3, 0; @%p bra done; sub.u32 %r3, %r3, 1;
  bra again;
 done: st.param.b32 [r], %r2; ret; }
 """
-OLDER = ("reduced", "async")  # not on sm_75
+SINCE = {"reduced": 80, "async": 80, "cluster": 90}  # the first generation that has it
 
 
 def source(name: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.virtual.nvidia.emulator import Emulator, cubin, module
-from tests.virtual.nvidia.kernels import BODIES, OLDER, source
+from tests.virtual.nvidia.kernels import BODIES, SINCE, source
 
 SMS = (75, 80, 86, 89, 90, 120)
 N = 256
@@ -302,10 +302,18 @@ def matrix(x: Array) -> Array:
     return warps(x, one)
 
 
+@model
+def cluster(x: Array) -> Array:
+    def one(v: Array) -> Array:
+        y = v * U32(3) + v[::-1]
+        return y ^ y[::-1]
+    return np.concatenate([one(part) for part in x.reshape(2, 128)])
+
+
 MODELS["async"] = MODELS.pop("async_")
 # Every kernel runs on one of the generations, in turn; the marker `slow` runs all of them on all.
-CASES = [pytest.param(sm, name, marks=() if SMS[n % len(SMS)] == sm else pytest.mark.slow)
-         for sm in SMS for n, name in enumerate(BODIES) if not (sm == 75 and name in OLDER)]
+CASES = [pytest.param(sm, name, marks=() if SMS[n % len(SMS)] == sm or sm == SINCE.get(name) else pytest.mark.slow)
+         for sm in SMS for n, name in enumerate(BODIES) if sm >= SINCE.get(name, 75)]
 
 
 def run(sm: int, name: str, x: Array) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from devrt.virtual.nvidia.translate.kernel import Function
 
 _COUNT, _AND, _OR = 0, 1, 2
+_LAST = 15  # named barriers
 
 
 def bar(f: Function, i: Instruction, block: FlowBlock) -> bool:
@@ -39,12 +40,37 @@ def bar(f: Function, i: Instruction, block: FlowBlock) -> bool:
     live = w.get("live", "i32")
     w.set_field(at.LIVE, "i32", live)
     arrive = "true" if "ARV" in i.mods else "false"
+    name = w.op(f"and i32 {name}, {_LAST}")
     complete = w.call("i1", "bar.come", ("ptr", "%c"), ("ptr", "%state"), ("i32", name), ("i32", threads), ("i32", lanes),
                       ("i32", vote), ("i32", str(how)), ("i1", arrive))
     if "ARV" in i.mods:
         w.line(f"br label %{on}")
         w.start(on)
-        return True
+    else:
+        _hold(f, complete, on, wait)
+    return True
+
+
+def arrive_at_cluster(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """UCGABAR_ARV: the cluster is this block."""
+    w = f.w
+    w.set_field(at.LIVE, "i32", w.get("live", "i32"))
+    w.call("i1", "bar.come", ("ptr", "%c"), ("ptr", "%state"), ("i32", str(at.CLUSTER)), ("i32", "0"), ("i32", w.active()),
+           ("i32", "0"), ("i32", "0"), ("i1", "true"))
+    return True
+
+
+def wait_for_cluster(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """UCGABAR_WAIT: go on when all warps have arrived since this one did."""
+    w = f.w
+    complete = w.call("i1", "bar.wait", ("ptr", "%state"), ("i32", w.active()))
+    _hold(f, complete, f"r{w.at + 16}", w.new_label("wait"))
+    return True
+
+
+def _hold(f: Function, complete: str, on: str, wait: str) -> None:
+    """Lanes go on behind the instruction once their barrier is complete; other warps run until then."""
+    w, after = f.w, f.w.at + 16
     f.resumes.setdefault(after, on)
     w.line(f"br i1 {complete}, label %{on}, label %{wait}")
     w.start(wait)
@@ -57,7 +83,6 @@ def bar(f: Function, i: Instruction, block: FlowBlock) -> bool:
         w.put("resume", "i32", str(after))
         w.line("br label %suspend")
     w.start(on)
-    return True
 
 
 def _uniform(f: Function, o: Operand) -> str:
@@ -88,9 +113,9 @@ _STATE = f"""
 TEXT = f"""
 declare i32 @llvm.ctpop.i32(i32)
 
-; lanes of a warp come to a barrier; whether it is complete. A barrier has 16 ids; %threads 0: the whole block
+; lanes of a warp come to a barrier; whether it is complete. %threads 0: the whole block
 define internal i1 @bar.come(ptr %c, ptr %state, i32 %name, i32 %threads, i32 %lanes, i32 %vote, i32 %how, i1 %on) noinline {{
-  %id = and i32 %name, 15
+  %id = add i32 %name, 0
   %id64 = zext i32 %id to i64
   %from = select i1 %on, i64 {at.ARRIVED}, i64 {at.SYNC}
   %p0 = getelementptr i8, ptr %state, i64 %from
@@ -121,7 +146,24 @@ define internal i1 @bar.come(ptr %c, ptr %state, i32 %name, i32 %threads, i32 %l
   ret i1 %r
 }}
 
-; whether a barrier is complete; if so, everybody may go on
+; lanes wait for the others of their cluster: whether they need not
+define internal i1 @bar.wait(ptr %state, i32 %lanes) noinline {{
+  %ap = getelementptr i8, ptr %state, i64 {at.ARRIVED + 4 * at.CLUSTER}
+  %arrived = load i32, ptr %ap
+  %open = and i32 %arrived, %lanes
+  %yp = getelementptr i8, ptr %state, i64 {at.SYNC + 4 * at.CLUSTER}
+  %y = load i32, ptr %yp
+  %y2 = or i32 %y, %open
+  store i32 %y2, ptr %yp
+  %hp = getelementptr i8, ptr %state, i64 {at.HELD}
+  %h = load i32, ptr %hp
+  %h2 = or i32 %h, %open
+  store i32 %h2, ptr %hp
+  %r = icmp eq i32 %open, 0
+  ret i1 %r
+}}
+
+; whether a barrier is complete; if so, everybody may go on. The cluster's is when all have arrived, whether they wait or not
 define internal i1 @bar.check(ptr %c, i32 %id) noinline {{
 entry:
   %states = call i64 @get_states(ptr %c)
@@ -129,6 +171,7 @@ entry:
   %ep0 = getelementptr i8, ptr %c, i64 {at.EXPECTED}
   %ep = getelementptr i32, ptr %ep0, i32 %id
   %threads = load i32, ptr %ep
+  %arrives = icmp eq i32 %id, {at.CLUSTER}
   br label %head
 head:
   %w = phi i32 [ 0, %entry ], [ %w2, %next ]
@@ -144,7 +187,8 @@ head:
   %counts = and i1 %covers, %any
   %one = select i1 %counts, i32 32, i32 0
   %came2 = add i32 %came, %one
-  %y = icmp ne i32 %sync, 0
+  %s0 = icmp ne i32 %sync, 0
+  %y = or i1 %s0, %arrives
   %waits2 = or i1 %waits, %y
   %full2 = and i1 %full, %covers
   %lanes = call i32 @llvm.ctpop.i32(i32 %here)

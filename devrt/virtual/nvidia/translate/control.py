@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from devrt.virtual.nvidia.translate.kernel import Function
 
 Steer = Callable[["Function", Instruction, FlowBlock], bool]  # whether the block goes on behind the instruction
-NAMED: dict[str, Steer] = {"BAR": barriers.bar}
+NAMED: dict[str, Steer] = {"BAR": barriers.bar, "UCGABAR_ARV": barriers.arrive_at_cluster,
+                           "UCGABAR_WAIT": barriers.wait_for_cluster}
 
 
 def _named(*ops: str) -> Callable[[Steer], Steer]:

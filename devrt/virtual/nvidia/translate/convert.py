@@ -174,9 +174,11 @@ def i2ip(w: Writer, i: Instruction) -> None:
 @named(RULES, "F2IP")
 def f2ip(w: Writer, i: Instruction) -> None:
     """Two floats as integers of 8 bits, below 16 bits of the third operand."""
-    rounding.unknown(i, "U8", "S8", "F32", *INTEGRAL, "NTZ")
+    rounding.unknown(i, "U8", "S8", "F32", *INTEGRAL, "NTZ", "RELU")
     out = next(m for m in i.mods if m in INTEGERS)
     values = [rounding.integral(w, float_source(w, i, o, "float"), "double", how(i)) for o in i.srcs[:2]]
+    if "RELU" in i.mods:
+        values = [w.intrinsic("maximum", "double", v, w.const("double", 0.0)) for v in values]
     nan = 0 if "NTZ" in i.mods else -(1 << INTEGERS[out] - 1)
     signed = out.startswith("S")
     write_packed(w, i, out, [extended(w, to_integer(w, v, INTEGERS[out], signed, nan), INTEGERS[out], signed) for v in values])
@@ -188,7 +190,8 @@ def write_packed(w: Writer, i: Instruction, out: str, values: list[str]) -> None
     high, low = (w.op(f"and {t} {v}, {w.const('i32', (1 << bits) - 1)}") for v in values)
     both = w.op(f"or {t} {low}, {w.op(f'shl {t} {high}, ' + w.const('i32', bits))}")
     if bits == 8 and len(i.srcs) > 2:
-        both = w.op(f"or {t} {both}, {w.op(f'shl {t} {w.word(i.srcs[2])}, ' + w.const('i32', 16))}")
+        half = w.op(f"zext {w.t('i16')} {raw_halves(w, w.word(i.srcs[2]))[PARTS[i.srcs[2].select]]} to {t}")
+        both = w.op(f"or {t} {both}, {w.op(f'shl {t} {half}, ' + w.const('i32', 16))}")
     w.write(i.dsts[0], both)
 
 

@@ -38,7 +38,7 @@ set:
   call void @set_cta_y(ptr %c, i32 %y)
   call void @set_cta_z(ptr %c, i32 %z)
   %bars = getelementptr i8, ptr %c, i64 {at.EXPECTED}
-  store <32 x i32> zeroinitializer, ptr %bars, align 4
+  store <64 x i32> zeroinitializer, ptr %bars, align 4
   br label %init
 init:
   %w = phi i32 [ 0, %set ], [ %w2, %init ]
@@ -50,9 +50,7 @@ init:
   %ma = add i64 %masks, %mo
   %mp = inttoptr i64 %ma to ptr
   %mask = load i32, ptr %mp
-  store <64 x i32> zeroinitializer, ptr %s, align 4
-  %p4 = getelementptr i8, ptr %s, i64 {at.WAITS + 4 * at.WARPSYNC}
-  store i32 0, ptr %p4
+  store <{at.FRESH_BYTES // 4} x i32> zeroinitializer, ptr %s, align 4
   %p0 = getelementptr i8, ptr %s, i64 {at.RESUME}
   store i32 %start, ptr %p0
   %p1 = getelementptr i8, ptr %s, i64 {at.LIVE}
@@ -97,7 +95,7 @@ others:
   %b = phi i32 [ 0, %over ], [ %b2, %others ]
   %met = call i1 @bar.check(ptr %c, i32 %b)
   %b2 = add i32 %b, 1
-  %all = icmp ult i32 %b2, 16
+  %all = icmp ule i32 %b2, {at.CLUSTER}
   br i1 %all, label %others, label %step.next
 step.next:
   %did = phi i32 [ 0, %step ], [ 1, %went ], [ 1, %over ], [ 1, %others ]

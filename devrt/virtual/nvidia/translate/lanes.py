@@ -176,7 +176,9 @@ _ID = {0x25: layout.CTA_X, 0x26: layout.CTA_Y, 0x27: layout.CTA_Z, 0x43: layout.
 _THREAD = {0x21: 0, 0x22: 1, 0x23: 2}
 _MASKS = {0x38: "eq", 0x39: "lt", 0x3A: "le", 0x3B: "gt", 0x3C: "ge"}
 _CLOCKS = {0x50: 0, 0x51: 32, 0x52: 0, 0x53: 32}
-_ZERO = (0xFF, 0x88)  # SRZ; a cluster of one block has rank 0
+_ZERO = (0xFF, 0x88, 0x30, 0x34, *range(0x64, 0x6C))  # SRZ; the rank in a cluster of one; low halves of windows; PM counters
+_WINDOWS = {0x2E: layout.LOCAL_WINDOW, 0x2F: layout.SHARED_WINDOW}
+_WARPS = {75: 32, 80: 64, 90: 64}  # of a multiprocessor, else 48 (CUDA C programming guide, compute capabilities)
 
 
 def special(w: Writer, number: int) -> tuple[str, bool]:
@@ -198,8 +200,10 @@ def special(w: Writer, number: int) -> tuple[str, bool]:
     if number == 0x03:  # VIRTID: lane, warp, multiprocessor
         warp = w.splat("i32", w.op(f"shl i32 {w.field(layout.NUMBER, 'i32', '%state')}, 8"))
         return w.op(f"or {w.vec('i32')} {warp}, {w.lanes_of('i32', list(range(LANES)))}"), False
-    if number == 0x2F:
-        window = w.op(f"lshr i64 {w.field(layout.SHARED_WINDOW, 'i64')}, 32")
+    if number == 0x02:  # VIRTCFG: warps of a multiprocessor
+        return str(_WARPS.get(w.sm, 48) << 8), True
+    if number in _WINDOWS:
+        window = w.op(f"lshr i64 {w.field(_WINDOWS[number], 'i64')}, 32")
         return w.op(f"trunc i64 {window} to i32"), True
     if number == 0x32:
         return w.op(f"trunc i64 {w.field(layout.SHARED_BYTES, 'i64')} to i32"), True

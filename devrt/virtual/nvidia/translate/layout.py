@@ -18,9 +18,10 @@ RESULT = 16          # u32: of the last BAR.RED
 HELD = 20            # u32: lanes that wait at a barrier of the block
 BLOCKED = 24         # u32: lanes that wait at a convergence barrier
 TURN = 28            # u32: how often the scheduler has chosen
-SYNC = 64            # 16 u32: lanes that wait at each barrier of the block
-ARRIVED = 128        # 16 u32: lanes that arrived at each and went on
-WAITS = 192          # 17 u32: lanes that wait at each convergence barrier; the last one is WARPSYNC's
+SYNC = 32            # 17 u32: lanes that wait at each barrier of the block; the last one is the cluster's
+ARRIVED = 100        # 17 u32: lanes that arrived at each and went on
+WAITS = 168          # 17 u32: lanes that wait at each convergence barrier; the last one is WARPSYNC's
+FRESH_BYTES = 256    # what lies up to here is 0 in a new warp, but for RESUME, LIVE, STATUS and NUMBER
 UPREDICATES = 264    # 8 u8: UP0 to UP6
 PREDICATES = 288     # 8 u32: P0 to P6, a bit a lane
 NEXT = 320           # 32 u32: byte offset of the code where each lane goes on
@@ -34,6 +35,7 @@ STATE_BYTES = REGISTERS + 256 * 128
 READY = 3                # STATUS: it may run
 SCHEDULE = 0xFFFFFFFF    # RESUME: the lanes' own places
 WARPSYNC = 16            # the convergence barrier of WARPSYNC
+CLUSTER = 16             # the barrier of a cluster, which is one block
 
 # ----- the context
 
@@ -57,11 +59,11 @@ LOCAL_WINDOW = 192   # u64
 LOCAL_LOW = 200      # u64: bytes of a lane from 0 up
 ENTRY = 208          # u32: byte offset of the kernel's first instruction
 SM = 212             # u32: number of the multiprocessor that runs the block
-EXPECTED = 256       # 16 u32: threads that each barrier waits for, 0 for the whole block
-VOTES = 320          # 16 u32: threads with a true predicate so far in BAR.RED
-HOW = 768            # 16 u32: how each barrier's BAR.RED counts
-BANKS = 384          # 32 u64: host address of each constant bank
-BANK_BYTES = 640     # 32 u32
+BANKS = 256          # 32 u64: host address of each constant bank
+BANK_BYTES = 512     # 32 u32
+EXPECTED = 640       # 17 u32: threads that each barrier waits for, 0 for the whole block
+VOTES = 708          # 17 u32: threads with a true predicate so far in BAR.RED
+HOW = 776            # 17 u32: how each barrier's BAR.RED counts
 CONTEXT_BYTES = 1024
 
 WINDOW = 1 << 24     # bytes of the shared and the local window
