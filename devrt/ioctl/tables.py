@@ -12,8 +12,8 @@ from devrt.ioctl.system import System
 from devrt.ioctl.uapi import Uapi
 from devrt.ioctl.uvm import UVM
 
-_LINUX = KFD, DRM, AMDGPU
-TABLES: tuple[Uapi, ...] = (*_LINUX, NVRM, UVM)
+LINUX = KFD, DRM, AMDGPU  # drivers that come with Linux
+TABLES: tuple[Uapi, ...] = (*LINUX, NVRM, UVM)
 
 
 def tables_on(system: System) -> tuple[Uapi, ...]:
@@ -27,6 +27,6 @@ def tables_on(system: System) -> tuple[Uapi, ...]:
 def tables_by(text: str) -> tuple[Uapi, ...]:
     """The tables where /proc/driver/nvidia/version reads `text`; of a branch without tables the oldest one's."""
     try:
-        return (*_LINUX, *tables_for(running_version(text)).uapis)
+        return (*LINUX, *tables_for(running_version(text)).uapis)
     except DriverMismatch:
         return TABLES

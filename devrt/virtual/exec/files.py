@@ -87,7 +87,7 @@ class VirtualFiles:
         """Where the file lies, up to date."""
         content = spot.driver.tree.files.get(spot.real)
         if callable(content):
-            Path(self.root + spot.real).write_text(content())
+            Path(self.root + spot.real).write_bytes(spot.driver.tree.read(spot.real))
         return self.root + spot.real
 
     def status(self, spot: Spot) -> Status:
