@@ -6,8 +6,8 @@ from devrt.compiler import lir
 from devrt.compiler.sass import cubin, mir
 from devrt.compiler.sass.allocate import allocate
 from devrt.compiler.sass.instruction import File
-from devrt.compiler.sass.isa import text
-from devrt.compiler.sass.layout import assemble, layout
+from devrt.compiler.sass.isa import encode, text
+from devrt.compiler.sass.layout import WORD, layout
 from devrt.compiler.sass.schedule import arrange, schedule
 from devrt.compiler.sass.select import select
 from devrt.compiler.sass.target import SassTarget
@@ -48,8 +48,9 @@ def compile_program(program: lir.Program, target: SassTarget) -> bytes:
     """A cubin with the kernel `program.name`: one block of `lanes` threads a group, the addresses of the parameters in order as
     its parameters. Raises CompileError."""
     f = machine_code(program, target)
-    exits = tuple(i.address for i in layout(f) if i.op == "EXIT")
-    return cubin.write(f, assemble(f), registers(f), exits)
+    placed = layout(f)
+    code = b"".join(encode(i, f.sm).to_bytes(WORD, "little") for i in placed)
+    return cubin.write(f, code, registers(f), tuple(i.address for i in placed if i.op == "EXIT"))
 
 
 def registers(f: mir.Function) -> int:

@@ -23,6 +23,8 @@ class File(enum.Enum):
     B = "B"    # convergence barriers
     SB = "SB"  # scoreboards
 
+    __hash__ = object.__hash__  # Enum's own takes the hash of the name, each time
+
 
 # Reads 0 (predicates: true), ignores writes. URZ is coded 63 before sm_100.
 ZERO = {File.R: 255, File.UR: 255, File.P: 7, File.UP: 7}
