@@ -148,3 +148,14 @@ def test_casts_where_rounding_is_close(source: dt.DType, sm: int) -> None:
         s.result(f"wide_{to.short}", settled(s.b, s.b.cast(s.operand(source, values), to)))
         s.result(f"near_{to.short}", settled(s.b, s.b.cast(s.operand(source, scaled), to)))
     check(s, ((sm, ERRORS[sm]),))
+
+
+@pytest.mark.parametrize("count", (18, pytest.param(600, marks=pytest.mark.slow)))
+def test_random_programs(count: int) -> None:
+    for seed in range(count):
+        sm = tuple(ERRORS)[seed % len(ERRORS)]
+        g = programs.Generator(seed, lanes=LANES if seed % 2 else None, size=50)
+        want, got = programs.interpreted(g.program, g.arrays), programs.copies(g.program, g.arrays)
+        on_emulator(g.program, got, sm, seed % 3 - 1)
+        why = programs.difference(g.program, want, got)
+        assert not why, f"{why}\nseed {seed}, sm_{sm}\n{g.program}"
