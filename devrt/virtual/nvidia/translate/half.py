@@ -109,8 +109,20 @@ def hmul2(w: Writer, i: Instruction) -> None:
 @named(RULES, "HFMA2")
 def hfma2(w: Writer, i: Instruction) -> None:
     rounding.unknown(i, *KNOWN)
+    if is_constant(i):
+        w.write(i.dsts[0], w.word(i.srcs[2]))
+        return
     pairs = [halves(w, i, o) for o in i.srcs]
     write_pair(w, i, doubled([total(w, a, b, c) for a, b, c in distinct(pairs)]))
+
+
+def is_constant(i: Instruction) -> bool:
+    """0 * 0 + a constant: how ptxas moves one, where its pipe has room. The sum is the constant unless a half is -0 or NaN."""
+    a, b, c = (o.value for o in i.srcs)
+    zeros = isinstance(a, Reg) and a.zero and isinstance(b, Reg) and b.zero
+    if set(i.mods) - {"MMA"} or not zeros or not isinstance(c, Imm):
+        return False
+    return all(half & 0x7FFF <= 0x7C00 and half != 0x8000 for half in (c.value & 0xFFFF, c.value >> 16 & 0xFFFF))
 
 
 @named(RULES, "HMNMX2")
