@@ -102,12 +102,14 @@ def compiled(_: int) -> list[Row]:
         env = {**os.environ, "DEVRT_CACHE": cache}
         for state, bound in (("cold", 60e-3), ("warm disk cache", 2e-3)):
             command = [sys.executable, str(HERE / "compile_times.py")]
-            each = json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+            *each, nvidia = json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
             times = [seconds for _, _, seconds, _ in each]
             m = Measurement(statistics.median(times), min(times), 0.0, len(times), 0, False)
             row = own_row(f"compile a kernel, {state}", m, f"<= {duration(bound)}", bound)
             row["each"] = each
             rows.append(row)
+    name, _, seconds, _ = nvidia  # not from the cache in either process
+    rows.append(own_row(f"compile {name}", Measurement(seconds, seconds, 0.0, 1, 0, False), "<= 100 ms", 100e-3))
     return rows
 
 
