@@ -32,7 +32,7 @@ class _Step:
     read_mask: int
     write_mask: int
     decoupled: bool
-    late: bool
+    late: int  # the words that it reads late
     write_board: int = NONE
     read_board: int = NONE
     wait: int = 0
@@ -88,12 +88,16 @@ def control(f: mir.Function) -> mir.Function:
 def _step(i: Instruction, sm: int, t: latency.Tables, words: dict[int, int]) -> _Step:
     reads, writes = latency.accesses(i, sm)
     read_mask = write_mask = 0
+    late_mask = 0
     for word, _ in reads:
-        read_mask |= 1 << words.setdefault(word, len(words))
+        bit = 1 << words.setdefault(word, len(words))
+        read_mask |= bit
+        late_mask |= bit if word < latency.R_END else 0
     for word, _ in writes:
         write_mask |= 1 << words.setdefault(word, len(words))
+    late = latency.reads_late(i, sm)
     return _Step(i, reads, writes, read_mask, write_mask, any(role in t.decoupled and role != "b" for _, role in writes),
-                 latency.reads_late(i, sm))
+                 late_mask if late else 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -162,12 +166,12 @@ def _give_out(row: list[_Step], boards: list[_Open], later: tuple[int, int]) -> 
         done = cycle + latency.expected(step.instruction)
         if step.decoupled and need >= 0:
             step.write_board = _pick(boards, cycle, need, done)
-            _add(boards[step.write_board], step.write_mask, step.read_mask if step.late else 0, need, done)
+            _add(boards[step.write_board], step.write_mask, step.late, need, done)
         if step.late and war >= 0 and not (step.write_board != NONE and need <= war):
             place = _pick(boards, cycle, war, cycle + 16)
             if place != step.write_board:
                 step.read_board = place
-                _add(boards[place], 0, step.read_mask, war, cycle + 16)
+                _add(boards[place], 0, step.late, war, cycle + 16)
 
 
 def _needs(row: list[_Step], later: tuple[int, int]) -> list[tuple[int, int]]:
@@ -185,8 +189,8 @@ def _needs(row: list[_Step], later: tuple[int, int]) -> list[tuple[int, int]]:
             places = [next_touch[word] for word, _ in step.writes if word in next_touch]
             need = min(places) if places else end if touches & step.write_mask else -1
         if step.late:
-            places = [next_write[word] for word, _ in step.reads if word in next_write]
-            war = min(places) if places else end if writes & step.read_mask else -1
+            places = [next_write[word] for word, _ in step.reads if word in next_write and word < latency.R_END]
+            war = min(places) if places else end if writes & step.late else -1
         needs.append((need, war))
         for word, _ in step.reads:
             next_touch[word] = n
@@ -244,10 +248,10 @@ def _run_boards(row: list[_Step], state: _Boards) -> _Boards:
                 boards[n] = (0, 0)
         if step.write_board != NONE:
             writes, reads = boards[step.write_board]
-            boards[step.write_board] = (writes | step.write_mask, reads | (step.read_mask if step.late else 0))
+            boards[step.write_board] = (writes | step.write_mask, reads | step.late)
         if step.read_board != NONE:
             writes, reads = boards[step.read_board]
-            boards[step.read_board] = (writes, reads | step.read_mask)
+            boards[step.read_board] = (writes, reads | step.late)
     return tuple(boards)
 
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from devrt.compiler.sass.instruction import TRUE, VIRTUAL, Address, Cbuf, File, Instruction, Operand, Reg
+from devrt.compiler.sass.instruction import TRUE, VIRTUAL, Address, Cbuf, File, Imm, Instruction, Operand, Reg
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Classes of instructions: the pipe that they run in.
 
-_ALU = """BMSK FMNMX FMNMX3 FSEL FSET FSETP F2FP I2FP I2I I2IP IABS IADD IADD3 IADD32I IMNMX ISETP LEA LOP LOP3 LOP32I MOV MOV32I
-    P2R PLOP3 PRMT PSETP R2P SEL SGXT SHF SHL SHR VABSDIFF VABSDIFF4 VIADD VIADDMNMX VIMNMX VIMNMX3 VHMNMX CSMTEST CSEL"""
+_ALU = """BMSK FMNMX FMNMX3 FSEL FSET FSETP F2FP F2IP I2FP I2I I2IP IABS IADD IADD3 IADD32I IMNMX ISETP LEA LOP LOP3 LOP32I
+    MOV MOV32I P2R PLOP3 PRMT PSETP R2P SEL SGXT SHF SHL SHR VABSDIFF VABSDIFF4 VIADD VIADDMNMX VIMNMX VIMNMX3 VHMNMX
+    CSMTEST CSEL"""
 _FMA = "FADD FADD32I FFMA FFMA32I FMUL FMUL32I FSWZADD IDP IDP4A IMAD IMUL"
 _FP16 = "HADD2 HADD2_32I HFMA2 HFMA2_32I HMUL2 HMUL2_32I"
 _FP16_ALU = "HMNMX2 HSET2 HSETP2 VHMNMX"
@@ -35,7 +36,7 @@ _UNIFORM_CLASSES = {"ULDC": "u.uldc", "UMOV": "u.umov", "VOTEU": "u.vote", "R2UR
 _PIPES = {op: pipe for pipe, ops in (("alu", _ALU), ("fma", _FMA), ("h16", _FP16), ("h16a", _FP16_ALU), ("f64", _FP64),
                                      ("agu", _AGU), ("cbu", _CBU), ("d64", _DISP64)) for op in ops.split()}
 # Class of the predicates that a pipe writes, and reads as operands.
-_PREDICATES = {"alu": "p.alu", "d64": "p.alu", "fma": "p.fma", "wide": "p.fma", "h16": "p.h16", "h16a": "p.h16", "h16f": "p.h16",
+_PREDICATES = {"alu": "p.alu", "vadd": "p.alu", "d64": "p.alu", "fma": "p.fma", "wide": "p.fma", "h16": "p.h16", "h16a": "p.h16", "h16f": "p.h16",
                "hmma2": "p.hmma2", "f64": "p.f64"}
 
 
@@ -56,18 +57,28 @@ def pipe(i: Instruction, sm: int) -> str:
         return "alu" if "32" in i.mods else "d64"
     if op == "VOTE":
         return "vote"
-    if op[0] == "U" and op not in _PIPES and op != "UNPACK":
+    if op == "VIADD" and sm == 90:
+        return "vadd"
+    if (op[0] == "U" or op == "VOTEU") and op not in _PIPES:
         return "udp"
     return _PIPES.get(op, "dec")
 
 
+_ONE_STEP = {"HMMA": ("1684", "1688"), "IMMA": ("16816", "16832"), "BMMA": ("168128",)}
+_TWO_STEPS = {"HMMA": ("16816", "TF32"), "IMMA": ("16832", "16864"), "BMMA": ("168256",)}
+
+
 def _matrix(i: Instruction, sm: int) -> str:
-    """Matrix products: those that collect their operands in one step, and in two."""
-    if i.op == "IMMA" and "16832" not in i.mods and "16864" not in i.mods:
-        return "imma"
-    if i.op == "HMMA" and ("1688" in i.mods or "1684" in i.mods) and "TF32" not in i.mods:
+    """Matrix products: small ones of integers, and those that collect their operands in one step, and in two. A product of
+    4-bit integers is as one of 8 bits of half the depth."""
+    if sm >= 100 or i.op == "QMMA":
+        return "imma" if i.op == "IMMA" else "mma2"
+    if i.op == "IMMA" and "16832" in i.mods and any("4" in m for m in i.mods if m != "16832"):
         return "mma1"
-    return "mma2"
+    if i.op == "HMMA" and "1684" in i.mods:
+        return "mma1"
+    two = any(m in _TWO_STEPS[i.op] for m in i.mods)
+    return "mma2" if two else "mma1" if any(m in _ONE_STEP[i.op] for m in i.mods) else "imma"
 
 
 class Access(NamedTuple):
@@ -108,10 +119,11 @@ def _roles(op: str, mods: tuple[str, ...], sm: int) -> Roles:
     i = Instruction(op, mods)
     p = pipe(i, sm)
     if p == "udp" or op in _UNIFORM_CLASSES:
-        role = _UNIFORM_CLASSES.get(op, "u.udp")
-        reader = "u.udp" if role in ("u.to", "u.vote") else role
-        return Roles("dec", "dec", "p.dec" if role != "u.udp" else "p.disp", reader, role, False)
-    if p == "vote":
+        role = "u.r2ur" if op == "R2UR" and sm >= 90 else _UNIFORM_CLASSES.get(op, "u.udp")
+        reader = "u.udp" if role in ("u.to", "u.vote", "u.r2ur") else role
+        vector = "alu" if role == "u.r2ur" else "dec"
+        return Roles(vector, vector, "p.dec" if role != "u.udp" else "p.disp", reader, role, False)
+    if p == "vote" or op == "ELECT":
         return Roles("alu", "alu", "p.disp", "u.vec", "u.vote", False)
     decoupled = p in ("dec", "agu", "cbu")
     uniform = "u.cbu" if p == "cbu" else "u.dec" if decoupled or p in ("f64", "dmma") else "u.vec"
@@ -129,6 +141,8 @@ def accesses(i: Instruction, sm: int) -> tuple[list[Access], list[Access]]:
     for place, o in enumerate(i.srcs):
         _read(o, place, roles, i.op, reads)
     writes: list[Access] = []
+    if i.op in ("P2R", "R2P"):
+        return _masked(i, roles, reads)
     for o in i.dsts:
         value = o.value
         if isinstance(value, Reg):
@@ -137,6 +151,18 @@ def accesses(i: Instruction, sm: int) -> tuple[list[Access], list[Access]]:
         else:
             _read(o, 9, roles, i.op, reads)
     return reads, writes
+
+
+def _masked(i: Instruction, roles: Roles, reads: list[Access]) -> tuple[list[Access], list[Access]]:
+    """P2R and R2P touch those predicates that their mask names."""
+    mask = next((o.value.value for o in i.srcs if isinstance(o.value, Imm)), 0x7F)
+    touched = [Access(number(File.P, n), roles.predicate) for n in range(7) if mask >> n & 1]
+    reads = [access for access in reads if access.role != roles.predicate]
+    writes: list[Access] = []
+    for o in i.dsts:
+        if isinstance(o.value, Reg) and o.value.file is File.R and not o.value.zero:
+            _write(o.value, roles, writes)
+    return (reads + touched, writes) if i.op == "P2R" else (reads, touched)
 
 
 def _read(o: Operand, place: int, roles: Roles, op: str, reads: list[Access]) -> None:
@@ -183,61 +209,62 @@ def _write(r: Reg, roles: Roles, writes: list[Access]) -> None:
 # Tables: columns are producers (of what is read or written again) or, for writes after reads, readers.
 
 _RAW_75 = """
-            alu d64 fma wl wh f64 h16 mma1 mma2 imma
-alu d64       4   6   5  3  5   9   8   14   22   10
-fma           5   6   4  2  4   9   8   14   22   10
-wab           5   6   4  4  6   9   8   14   22   10
-wc            5   6   4  2  2   9   8   14   22   10
-wch           3   4   2  2  2   7   6   12   20    8
-f64           6   6   6  6  6   8   8   14   22   10
-h16           6   6   6  6  6   9   6   14   22   10
-mma1 mma2     6   6   6  6  6   9   8   14   22   10
-dec agu cbu   6   6   6  6  6   9   8   14   22   10
-imma          8   8   8  8  8   9   8   14   22   10
+              alu d64 fma wl wh f64 h16 h16a h16f mma1 mma2 imma
+alu d64         4   6   5  3  5   9   8    8    8   14   22   10
+fma             5   6   4  2  4   9   8    8    8   14   22   10
+wab             5   6   4  4  6   9   8    8    8   14   22   10
+wc              5   6   4  2  2   9   8    8    8   14   22   10
+wch             3   4   2  2  2   7   6    6    6   12   20    8
+f64             6   6   6  6  6   8   8    8    8   14   22   10
+h16 h16a h16f   6   6   6  6  6   9   6    6    6   14   22   10
+mma1 mma2       6   6   6  6  6   9   8    8    8   14   22   10
+dec agu cbu     6   6   6  6  6   9   8    8    8   14   22   10
+imma            8   8   8  8  8   9   8    8    8   14   22   10
 """
 _RAW_80 = """
             alu d64 fma wl wh h16 h16a h16f hmma2 f64 imma mma1 mma2 dmma
-alu d64       4   6   5  3  5   5    5    5    10  10   13   13   17   25
-fma wc        5   6   4  2  4   5    5    5    10  10   13   13   17   25
-wab           5   6   4  4  6   5    5    5    10  10   13   13   17   25
-wch           3   4   2  2  2   3    3    3     8   8   11   11   15   23
-h16 h16a      5   6   5  3  5   5    5    5    10  10   13   13   17   25
-h16f          5   6   5  3  5   5    5    5    10  10   13   13   17   25
-hmma2 f64     6   6   6  6  6   6    6    6     6   6   13   13   17   25
-imma mma1     7   7   7  7  7   7    7    7    11  11   14   14   18   26
-mma2 dmma     7   7   7  7  7   7    7    7    11  11   14   14   18   26
-cbu dec       4   4   4  4  4   4    4    4     6   6   11   11   15   23
-agu           5   5   5  5  5   5    5    5     7   7   12   12   16   24
+alu d64       4   6   5  3  5   5    5    5    10  10   13   16   24   25
+fma wc        5   6   4  2  4   5    5    5    10  10   13   16   24   25
+wab           5   6   4  4  6   5    5    5    10  10   13   16   24   25
+wch           3   4   2  2  2   3    3    3     8   8   11   14   22   23
+h16           5   6   5  3  5   4    5    5    10  10   13   16   24   25
+h16a          5   6   5  3  5   5    4    5    10  10   13   16   24   25
+h16f          5   6   5  3  5   5    5    5    10  10   13   16   24   25
+hmma2 f64     6   6   6  6  6   6    6    6     6   6   13   16   24   25
+imma mma1     7   7   7  7  7   7    7    7    11  11   14   16   24   26
+mma2 dmma     7   7   7  7  7   7    7    7    11  11   14   16   24   26
+cbu dec       4   4   4  4  4   4    4    4     6   6   11   14   22   23
+agu           5   5   5  5  5   5    5    5     7   7   12   15   23   24
 """
 _RAW_120 = """
-            alu d64 fma wl wh h16 h16a h16f hmma2 f64 imma mma1 mma2
-alu d64       4   6   5  3  5   5    5    5    10  10   19   19   19
-fma wc        5   6   4  2  4   5    5    5    10  10   19   19   19
-wab           5   6   4  4  6   5    5    5    10  10   19   19   19
-wch           3   4   2  2  2   3    3    3     8   8   19   19   19
-h16           5   6   5  3  5   4    5    5    10  10   19   19   19
-h16a          5   6   5  3  5   5    4    5    10  10   19   19   19
-h16f          5   6   5  3  5   5    5    5    10  10   19   19   19
-hmma2 f64     6   6   6  6  6   6    6    6     8   8   19   19   19
-imma mma1     7   7   7  7  7   7    7    7    11  11   20   20   20
-mma2 dmma     7   7   7  7  7   7    7    7    11  11   20   20   20
-cbu dec       4   4   4  4  4   4    4    4     6   6   19   19   19
-agu           5   5   5  5  5   5    5    5     7   7   19   19   19
+            alu d64 fma wl wh h16 h16a h16f hmma2 f64 imma mma2
+alu d64       4   6   5  3  5   5    5    5    10  10   26   28
+fma wc        5   6   4  2  4   5    5    5    10  10   26   28
+wab           5   6   4  4  6   5    5    5    10  10   26   28
+wch           3   4   2  2  2   3    3    3     8   8   26   28
+h16           5   6   5  3  5   4    5    5    10  10   26   28
+h16a          5   6   5  3  5   5    4    5    10  10   26   28
+h16f          5   6   5  3  5   5    5    5    10  10   26   28
+hmma2 f64     6   6   6  6  6   6    6    6     8   8   26   28
+imma          7   7   7  7  7   7    7    7    11  11   27   29
+mma2 dmma     7   7   7  7  7   7    7    7    11  11   27   29
+cbu dec       4   4   4  4  4   4    4    4     6   6   26   28
+agu           5   5   5  5  5   5    5    5     7   7   26   28
 """
 # Write after write: a + b is b cycles more where the first write has a guard.
 _WAW_75 = """
-            alu d64 fma wl  wh  f64 h16 mma1 mma2 imma
-d64           1   1   1   1   1   4   3    9   17    5
-alu           1   2   1   1   1 1+4 1+3  1+9 1+17  1+5
-fma           1   2   1   1 1+1 1+4 1+3  1+9 1+17  1+5
-wl          1+2 2+2 1+1   1   1 3+4 3+3  3+9 3+17  3+5
-wh            1 1+1   1   1   1 1+4 1+3  1+9 1+17  1+5
-f64           2   2   2   2   2   1   2    6   14    2
-h16           2   2   2   2   2 1+1   1  1+7 1+15  1+3
-mma1          2   2   2   2   2   2   2    1   16    2
-mma2          2   2   2   2   2   2   2    6    1    2
-imma        2+2 2+2 2+2 2+2 2+2 3+2 2+2  4+6 4+14    1
-dec agu cbu   6   6   6   6   6   6   6    6   14    2
+              alu d64 fma  wl  wh f64 h16 h16a h16f mma1 mma2 imma
+d64             1   1   1   1   1   4   3    3    3    9   17    5
+alu             1   2   1   1   1 1+4 1+3  1+3  1+3  1+9 1+17  1+5
+fma             1   2   1   1 1+1 1+4 1+3  1+3  1+3  1+9 1+17  1+5
+wl            1+2 2+2 1+1   1   1 3+4 3+3  3+3  3+3  3+9 3+17  3+5
+wh              1 1+1   1   1   1 1+4 1+3  1+3  1+3  1+9 1+17  1+5
+f64             2   2   2   2   2   1   2    2    2    6   14    2
+h16 h16a h16f   2   2   2   2   2 1+1   1    1    1  1+7 1+15  1+3
+mma1            2   2   2   2   2   2   2    2    2    1   16    2
+mma2            2   2   2   2   2   2   2    2    2    6    1    2
+imma          2+2 2+2 2+2 2+2 2+2 3+2 2+2  2+2  2+2  4+6 4+14    1
+dec agu cbu     6   6   6   6   6   6   6    6    6    6   14    2
 """
 _WAW_80 = """
             alu d64 fma  wl  wh h16 h16a h16f hmma2 f64 imma mma1 mma2 dmma
@@ -272,14 +299,14 @@ cbu dec agu 5+1 5+1 5+1 5+1 5+1 5+1  5+1  5+1   9+1 9+1 6+13 6+13 6+13
 """
 # Write after read: columns are readers.
 _WAR_75 = """
-                    alu d64 fma wab wc wch f64 h16 mma1 mma2 imma
-alu d64 fma wl wh     1   1   1   1  1   1   1   1    5   13    1
-f64                   2   2   2   2  2   2   1   2    6   14    2
-h16                   2   2   2   2  2   2   2   1    6   14    2
-mma1                  2   2   2   2  2   2   2   2    1   14    2
-mma2                  2   2   2   2  2   2   2   2    6    1    2
-imma                  2   2   2   2  2   2   2   2    6   14    1
-dec agu cbu           2   2   2   2  2   2   2   2    2   14    2
+                  alu d64 fma wab wc wch f64 h16 h16a h16f mma1 mma2 imma
+alu d64 fma wl wh   1   1   1   1  1   1   1   1    1    1    5   13    1
+f64                 2   2   2   2  2   2   1   2    2    2    6   14    2
+h16 h16a h16f       2   2   2   2  2   2   2   1    1    1    6   14    2
+mma1                2   2   2   2  2   2   2   2    2    2    1   14    2
+mma2                2   2   2   2  2   2   2   2    2    2    6    1    2
+imma                2   2   2   2  2   2   2   2    2    2    6   14    1
+dec agu cbu         2   2   2   2  2   2   2   2    2    2    2   14    2
 """
 _WAR_80 = """
                                        alu d64 fma wab wc wch h16 h16a h16f hmma2 f64 imma mma1 mma2 dmma
@@ -302,7 +329,7 @@ _PREDICATE_RAW_80 = """
 p.disp            13    13    13    13      14    14
 p.alu              4     4     5     5       6     6
 p.fma              5     5     4     5       6     6
-p.h16             13    13    13     5      14    14
+p.h16             13     5     5     5       6     6
 p.hmma2 p.f64     13    13    13    13       6     6
 p.dec p.guard     13    13    13    13      14    14
 """
@@ -323,25 +350,26 @@ p.hmma2 p.f64    5+2   5+2   5+2   5+2       1     1
 p.dec           10+2  10+2  10+2  11+1    12+1  12+1
 """
 _UNIFORM_RAW = """
-                u.udp u.uldc u.umov u.vote
-u.vec               6      2      2      2
-u.dec               9      2      2      2
-u.desc              9      2      2      2
-u.cbu              10      3      3      3
-u.bind u.uldc      12      5      5      5
-u.udp               4      2      2      2
-u.umov u.vote       7      2      2      2
-u.to               12      5      5      5
+                u.udp u.uldc u.umov u.vote u.r2ur
+u.vec               6      2      2      2     13
+u.dec               9      2      2      2     13
+u.desc              9      2      2      2     13
+u.cbu              10      3      3      3     13
+u.bind u.uldc      12      5      5      5     14
+u.udp               4      2      2      2     13
+u.umov u.vote       7      2      2      2     13
+u.to               12      5      5      5     13
 """
 _UNIFORM_WAW = """
-                     u.udp u.uldc u.umov u.vote
-u.udp                    1      1      1      1
-u.uldc u.umov u.vote     7      1      1      1
-u.to                   7+4      4      4      4
+                     u.udp u.uldc u.umov u.vote u.r2ur
+u.udp                    1      1      1      1     10
+u.uldc u.umov u.vote     7      1      1      1     13
+u.to                   7+4      4      4      4      8
+u.r2ur                 7+4      4      4      4      1
 """
 _UNIFORM_WAR = """
                      u.vec u.dec u.desc u.cbu u.bind u.udp u.uldc u.umov u.vote
-u.udp u.to               1     1      1     1      1     1      1      1      1
+u.udp u.to u.r2ur        1     1      1     1      1     1      1      1      1
 u.uldc u.umov u.vote     1     1      1     1      1     3      1      1      1
 """
 _UNIFORM_PREDICATE_RAW = """
@@ -407,10 +435,30 @@ def tables(sm: int) -> Tables:
     predicates, waw = (_PREDICATE_RAW_80, _UNIFORM_RAW, _UNIFORM_PREDICATE_RAW), \
         (_PREDICATE_WAW_80, _UNIFORM_WAW, _UNIFORM_PREDICATE_WAW)
     war = _grid(_WAR_80, _UNIFORM_WAR)
+    if sm < 90:
+        return Tables(_grid(_RAW_80, *predicates), _grid(_WAW_80, *waw), war, _DECOUPLED | {"f64", "p.f64", "dmma"})
     if sm < 100:
-        slow = {"f64", "p.f64", "dmma"} if sm < 90 else {"dmma"}
-        return Tables(_grid(_RAW_80, *predicates), _grid(_WAW_80, *waw), war, _DECOUPLED | slow)
+        return Tables(_hopper(_grid(_RAW_80, *predicates)), _like_alu(_grid(_WAW_80, *waw)), _like_alu(war),
+                      _DECOUPLED | {"dmma"})
     return Tables(_grid(_RAW_120, *predicates), _grid(_WAW_120, *waw), war, _DECOUPLED | {"f64", "p.f64", "dmma"})
+
+
+def _like_alu(grid: _Grid) -> _Grid:
+    """The same with VIADD, where that is a class of its own."""
+    for producer, consumer in list(grid):
+        for p in {producer, "vadd" if producer == "alu" else producer}:
+            for c in {consumer, "vadd" if consumer == "alu" else consumer}:
+                grid[p, c] = grid[producer, consumer]
+    return grid
+
+
+def _hopper(raw: _Grid) -> _Grid:
+    """sm_90 is sm_80 but that FP64 has a fixed latency, and that VIADD is as near to the FMA pipe as to the ALU. From ptxas."""
+    raw = _like_alu(raw)
+    raw["f64", "f64"] = Cycles(8)
+    for pair in (("vadd", "fma"), ("vadd", "wab"), ("vadd", "wc"), ("fma", "vadd"), ("wh", "vadd")):
+        raw[pair] = Cycles(4)
+    return raw
 
 
 _LEAST = Cycles(1)
@@ -442,21 +490,38 @@ _READS_LATE = frozenset(("dec", "agu", "dmma"))
 @cache
 def _late(op: str, mods: tuple[str, ...], sm: int) -> bool:
     p = pipe(Instruction(op, mods), sm)
-    return p in _READS_LATE or (p == "f64" and sm != 90) or (p in ("imma", "mma1", "mma2") and sm < 80) or op in _UNIFORM_LATE
+    if op == "R2UR" and sm >= 90:
+        return False
+    return p in _READS_LATE or (p == "f64" and sm != 90) or (p in ("imma", "mma1", "mma2") and sm < 80)
 
 
-_UNIFORM_LATE = ("R2UR", "S2UR", "REDUX", "LDCU", "CREDUX")
 
 
 def reads_late(i: Instruction, sm: int) -> bool:
-    """True where overwriting what it reads needs a scoreboard."""
+    """True where overwriting the registers of R that it reads needs a scoreboard. (All others are read when it is issued.)"""
     return _late(i.op, i.mods, sm)
 
 
-def in_order(i: Instruction, sm: int) -> bool:
-    """True of instructions that take their operands one after another: memory and what goes the same way. Where one has taken
-    them, all before it have."""
-    return pipe(i, sm) == "agu"
+_XU = ("MUFU", "POPC", "FLO", "BREV", "F2F", "F2I", "I2F", "FRND", "I2I")
+_SHARED = ("SHFL", "LDS", "LDSM", "ATOMS", "STS")
+
+
+@cache
+def _queues(op: str, mods: tuple[str, ...], sm: int) -> tuple[str, str]:
+    p = pipe(Instruction(op, mods), sm)
+    queue = "xu" if op in _XU else op if op in ("S2R", "S2UR", "DMMA") else p if p in ("agu", "f64") else ""
+    return queue, "shared" if op in _SHARED else "" if queue == "agu" else queue
+
+
+def reading_queue(i: Instruction, sm: int) -> str:
+    """Instructions of the same queue take their operands one after another: where one has taken them, all before it have. ""
+    where there is no such order."""
+    return _queues(i.op, i.mods, sm)[0]
+
+
+def writing_queue(i: Instruction, sm: int) -> str:
+    """The same for results."""
+    return _queues(i.op, i.mods, sm)[1]
 
 
 # Least stall of an instruction: BAR and the like give up the issue slot for so long.
@@ -484,4 +549,4 @@ def expected(i: Instruction) -> int:
 def issue_cycles(i: Instruction, sm: int) -> int:
     """Cycles for which its pipe takes nothing else: 16 lanes a partition and cycle, 32 for FP32 from sm_86 on."""
     p = pipe(i, sm)
-    return 1 if p == "fma" and sm >= 86 else 2 if p in ("alu", "fma", "wide", "h16", "h16a", "h16f") else 4 if p == "agu" else 2
+    return 1 if p == "fma" and sm >= 86 else 4 if p == "agu" else 2

@@ -29,6 +29,7 @@ from devrt.device import InvalidArgument
 # What the hardware can give a block or a thread; more in an image is damage.
 _MOST_SHARED, _MOST_LOCAL, _MOST_BANK, _MOST_GLOBALS = 256 << 10, 16 << 20, 64 << 10, 1 << 28
 _RESERVED_SHARED = 1024  # behind the shared memory of the vendor's code on sm_80 to 89; counted in from sm_90 on
+_UNKNOWN_STACK, _USUAL_STACK = 0xFFFFFFFF, 1024  # code that calls through pointers: what the vendor's loader gives it
 _GENERATIONS = range(75, 130)
 
 
@@ -185,11 +186,12 @@ class _Reader:
         registers = self.common.of_symbol(Attribute.REGCOUNT, index)
         barriers = next(iter(info.words(Attribute.NUM_BARRIERS, "<B")), (text.flags >> BARRIERS_SHIFT & 0x7F,))[0]
         vendor = Attribute.CUDA_API_VERSION in info.values
+        stack = self.common.of_symbol(Attribute.MIN_STACK_SIZE, index) or 0
         shared = self._nobits(f".nv.shared.{name}", _MOST_SHARED)
         kernel = Kernel(
             name, self.sm, code, symbol.value, text.info >> REGISTERS_SHIFT if registers is None else registers, barriers,
             shared + (_RESERVED_SHARED if vendor and 80 <= self.sm < 90 else 0),
-            self._nobits(f".nv.local.{name}", _MOST_LOCAL), self.common.of_symbol(Attribute.MIN_STACK_SIZE, index) or 0,
+            self._nobits(f".nv.local.{name}", _MOST_LOCAL), _USUAL_STACK if stack == _UNKNOWN_STACK else stack,
             params_offset, params_bytes, tuple(_param(words) for words in info.words(Attribute.KPARAM_INFO, "<IHHI"))[::-1],
             {bank: self._content(n) for bank, n in banks.items()}, globals_,
             tuple(self._relocations(places, globals_places, banks, code, globals_)),

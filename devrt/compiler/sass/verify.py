@@ -16,9 +16,8 @@ from devrt.compiler.sass.flow import FlowBlock
 from devrt.compiler.sass.instruction import File, Imm, Instruction, Reg
 
 _FORGET = 40     # cycles after which what takes a fixed time is over
-_NEVER = 1 << 7  # in the place of a scoreboard: nothing tells when it is done
-_QUEUED = 1 << 8
 _BOARDS = 6
+_HOLDS = 1 << 8  # beside the scoreboards: the guard of that instruction has not changed since
 _Key = TypeVar("_Key")
 
 
@@ -28,9 +27,9 @@ class _State:
 
     written: word -> (role, guarded) -> (cycle, address of the writer)
     read:    word -> role -> (cycle, address of the reader)
-    coming:  word -> address of the writer -> scoreboards, all of which must be waited for
-    used:    word -> address of the reader -> scoreboards, any of which says that it has read; bit 8 where it is one of those
-             that read in order, so that a scoreboard of a later one will do
+    coming:  word -> address of the writer -> scoreboards, any of which says that it has written: its own, and those of later
+             instructions whose results come in order behind its
+    used:    word -> address of the reader -> scoreboards, any of which says that it has read
     taken:   scoreboard -> (cycle in which it was last taken, by what)
     """
 
@@ -59,20 +58,7 @@ class _State:
         for word, roles in other.read.items():
             changed |= _latest(self.read.setdefault(word, {}), roles)
         changed |= _latest(self.taken, other.taken)
-        for word, writers in other.coming.items():
-            mine = self.coming.setdefault(word, {})
-            for address, boards in writers.items():
-                if boards & ~mine.get(address, 0):
-                    mine[address] = mine.get(address, 0) | boards
-                    changed = True
-        for word, readers in other.used.items():
-            mine = self.used.setdefault(word, {})
-            for address, boards in readers.items():
-                both = boards if address not in mine else mine[address] & boards
-                if mine.get(address) != both:
-                    mine[address] = both
-                    changed = True
-        return changed
+        return changed | _fewest(self.coming, other.coming) | _fewest(self.used, other.used)
 
 
 def _shifted(times: Mapping[_Key, tuple[int, int]], cycles: int, old: int) -> dict[_Key, tuple[int, int]]:
@@ -88,6 +74,18 @@ def _latest(mine: dict[_Key, tuple[int, int]], theirs: Mapping[_Key, tuple[int, 
     return changed
 
 
+def _fewest(mine: dict[int, dict[int, int]], theirs: Mapping[int, Mapping[int, int]]) -> bool:
+    changed = False
+    for word, row in theirs.items():
+        here = mine.setdefault(word, {})
+        for address, boards in row.items():
+            both = boards & here.get(address, boards)
+            if here.get(address) != both:
+                here[address] = both
+                changed = True
+    return changed
+
+
 class _Row:
     """An instruction with its accesses at hand."""
 
@@ -98,11 +96,13 @@ class _Row:
         self.reads = [(word, role) for word, role in reads if role != "b"]
         self.writes = [(word, role) for word, role in writes if role != "b"]
         self.guarded = isinstance(i.guard.value, Reg) and not (i.guard.value.zero and not i.guard.inv)
+        self.guard = latency.numbers(i.guard.value)[0] if self.guarded and isinstance(i.guard.value, Reg) else -1
         self.late = latency.reads_late(i, sm)
-        self.queued = _QUEUED if latency.in_order(i, sm) else 0
+        self.reads_in, self.writes_in = latency.reading_queue(i, sm), latency.writing_queue(i, sm)
         control = i.control
         self.released = sum({1 << board for board in (control.write, control.read) if board < _BOARDS})
-        self.written_under = 1 << control.write if control.write < _BOARDS else _NEVER
+        self.written_under = 1 << control.write if control.write < _BOARDS else 0
+        self.holds = _HOLDS if self.guarded and all(word != self.guard for word, _ in self.writes) else 0
         self.fixed = [(word, role) for word, role in self.writes if role not in t.decoupled]
         self.variable = [word for word, role in self.writes if role in t.decoupled]
 
@@ -110,11 +110,12 @@ class _Row:
 def hazards(blocks: Mapping[int, FlowBlock], entry: int, sm: int) -> dict[int, str]:
     """What is missing in front of instructions, by address; nothing for code that waits for all it must."""
     code = {address: [_Row(i, sm) for i in block.instructions] for address, block in blocks.items()}
+    by_address = {row.instruction.address: row for rows in code.values() for row in rows}
     states: dict[int, _State] = {entry: _State()}
     work = [entry]
     while work:
         address = work.pop()
-        end = _run(code[address], states[address].copy(), latency.tables(sm), None)
+        end = _run(code[address], states[address].copy(), latency.tables(sm), by_address, None)
         for way in blocks[address].successors:
             if way not in states:
                 states[way] = end.copy()
@@ -124,31 +125,42 @@ def hazards(blocks: Mapping[int, FlowBlock], entry: int, sm: int) -> dict[int, s
                 work.append(way)
     found: dict[int, str] = {}
     for address, state in states.items():
-        _run(code[address], state.copy(), latency.tables(sm), found)
+        _run(code[address], state.copy(), latency.tables(sm), by_address, found)
     return found
 
 
-def _run(rows: list[_Row], state: _State, t: latency.Tables, found: dict[int, str] | None) -> _State:
+def _run(rows: list[_Row], state: _State, t: latency.Tables, by_address: Mapping[int, _Row],
+         found: dict[int, str] | None) -> _State:
     """A block. Notes what is missing in `found`; returns the state behind it."""
     cycle = 0
     for row in rows:
         i = row.instruction
         wait = i.control.wait | _emptied(i)
         if found is not None:
-            missing = _missing(row, state, t, cycle, wait)
+            missing = _missing(row, state, t, cycle, wait, by_address)
             if missing:
                 found[i.address] = missing
         if wait:
             _waited(state, wait)
-        if row.queued and row.released:
+        if i.op == "BAR" and "ARV" not in i.mods:  # it goes the way of memory accesses, and returns
+            state.used = {word: left for word, readers in state.used.items() if (left := {
+                a: boards for a, boards in readers.items() if by_address[a].reads_in != row.reads_in})}
+        if row.released and row.reads_in:
             for readers in state.used.values():
                 for address, boards in readers.items():
-                    readers[address] = boards | row.released if boards & _QUEUED else boards
+                    if by_address[address].reads_in == row.reads_in:
+                        readers[address] = boards | row.released
+        if row.written_under and row.writes_in:
+            for writers in state.coming.values():
+                for address, boards in writers.items():
+                    if by_address[address].writes_in == row.writes_in:
+                        writers[address] = boards | row.written_under
         for word, role in row.reads:
-            if row.late:
-                state.used.setdefault(word, {})[i.address] = row.released | row.queued
+            if row.late and word < latency.R_END:
+                state.used.setdefault(word, {})[i.address] = row.released | row.holds
             else:
                 state.read.setdefault(word, {})[role] = (cycle, i.address)
+        _guards_change(row, state, by_address)
         if not row.guarded:
             for word, _ in row.writes:
                 for kinds in (state.written, state.read, state.coming, state.used):
@@ -156,12 +168,28 @@ def _run(rows: list[_Row], state: _State, t: latency.Tables, found: dict[int, st
         for word, role in row.fixed:
             state.written.setdefault(word, {})[role, row.guarded] = (cycle, i.address)
         for word in row.variable:
-            state.coming.setdefault(word, {})[i.address] = row.written_under
+            state.coming.setdefault(word, {})[i.address] = row.written_under | row.holds
         for board in range(_BOARDS):
             if row.released >> board & 1:
                 state.taken[board] = (cycle, i.address)
         cycle += max(1, i.control.stall)
     return state.later(cycle)
+
+
+def _guards_change(row: _Row, state: _State, by_address: Mapping[int, _Row]) -> None:
+    """Forgets that guards hold which the instruction writes."""
+    written = {word for word, _ in row.writes if word >= latency.R_END}
+    if written:
+        for pending in (state.coming, state.used):
+            for marks in pending.values():
+                for address in marks:
+                    if by_address[address].guard in written:
+                        marks[address] &= ~_HOLDS
+
+
+def _excluded(row: _Row, other: _Row, boards: int) -> bool:
+    """True where only one of two instructions does anything: their guards are each other's opposite."""
+    return bool(boards & _HOLDS) and row.guard == other.guard and row.instruction.guard.inv != other.instruction.guard.inv
 
 
 def _emptied(i: Instruction) -> int:
@@ -175,28 +203,23 @@ def _emptied(i: Instruction) -> int:
 
 
 def _waited(state: _State, wait: int) -> None:
-    for word, writers in list(state.coming.items()):
-        left = {address: boards & ~wait for address, boards in writers.items() if boards & ~wait}
-        if left:
-            state.coming[word] = left
-        else:
-            del state.coming[word]
-    for word, readers in list(state.used.items()):
-        left = {address: boards for address, boards in readers.items() if not boards & wait}
-        if left:
-            state.used[word] = left
-        else:
-            del state.used[word]
+    for pending in (state.coming, state.used):
+        for word, row in list(pending.items()):
+            left = {address: boards for address, boards in row.items() if not boards & wait}
+            if left:
+                pending[word] = left
+            else:
+                del pending[word]
 
 
-def _missing(row: _Row, state: _State, t: latency.Tables, cycle: int, wait: int) -> str:
+def _missing(row: _Row, state: _State, t: latency.Tables, cycle: int, wait: int, by_address: Mapping[int, _Row]) -> str:
     """The first thing that an instruction does not wait for, in words, or ""."""
     for board, (at, address) in state.taken.items():
-        if wait >> board & 1 and cycle - at < 2:
+        if row.instruction.control.wait >> board & 1 and cycle - at < 2:
             return f"scoreboard {board} is waited for in the cycle after {address:#x} took it"
     for word, role in row.reads:
         for address, boards in state.coming.get(word, {}).items():
-            if boards & ~wait:
+            if not boards & wait and not _excluded(row, by_address[address], boards):
                 return f"reads {_name(word)}, which {address:#x} writes{_under(boards)}"
         for (made, _), (at, address) in state.written.get(word, {}).items():
             need = latency.read_after_write(t, made, role)
@@ -204,10 +227,12 @@ def _missing(row: _Row, state: _State, t: latency.Tables, cycle: int, wait: int)
                 return f"reads {_name(word)} {cycle - at} cycles after {address:#x}, whose result takes {need}"
     for word, role in row.writes:
         for address, boards in state.coming.get(word, {}).items():
-            if boards & ~wait:
+            other = by_address[address]
+            if not (boards & wait or row.writes_in and other.writes_in == row.writes_in or _excluded(row, other, boards)):
                 return f"writes {_name(word)}, which {address:#x} writes{_under(boards)}"
         for address, boards in state.used.get(word, {}).items():
-            if not boards & wait and address != row.instruction.address:
+            other = by_address[address]
+            if not (boards & wait or row.reads_in and other.reads_in == row.reads_in or _excluded(row, other, boards)):
                 return f"writes {_name(word)}, which {address:#x} reads{_under(boards)}"
         for (made, guarded), (at, address) in state.written.get(word, {}).items():
             need = latency.write_after_write(t, made, role, guarded)

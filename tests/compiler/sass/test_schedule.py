@@ -76,7 +76,8 @@ def product(sm: int, side: int = 8, steps: int = 4) -> mir.Function:
              Instruction("IADD3", (), reg(count), reg(count, 1, RZ)),
              Instruction("ISETP", ("LT", "AND"), reg(more, PT), reg(count, 64, PT)),
              Instruction("BRA", (), (), (Operand(Label("loop")),), Operand(more))]
-    end = [Instruction("STG", ("E",), (), (Operand(Address(out, 4 * (i * side + j))), *reg(sums[i][j])))
+    store = ("E", "SYS") if sm == 75 else ("E",)
+    end = [Instruction("STG", store, (), (Operand(Address(out, 4 * (i * side + j))), *reg(sums[i][j])))
            for i in range(side) for j in range(side)]
     f.blocks = [mir.Block("entry", entry), mir.Block("loop", loop), mir.Block("end", [*end, Instruction("EXIT")])]
     return f

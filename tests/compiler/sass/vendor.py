@@ -1,4 +1,4 @@
-"""The vendor's ptxas and nvdisasm as witnesses: from PyPI's nvidia-cuda-nvcc and nvidia-cuda-nvdisasm; tests skip without them."""
+"""The vendor's ptxas and nvdisasm as witnesses (PyPI nvidia-cuda-nvcc, nvidia-cuda-nvdisasm); tests skip without them."""
 
 from __future__ import annotations
 
