@@ -91,7 +91,8 @@ class Card:
         self.vram_used = self.bar1_used = 0
         self.opens = 0             # of its node
         self.attached = 0          # by clients, without an open node
-        self.lost = False          # fallen off the bus
+        self.lost = False          # it answers nothing any more, until its last descriptor is closed and it is opened again
+        self.gone = False          # fallen off the bus: not then either
         self.health = Health()
         self.channels: dict[int, Channel] = {}  # by number
         self._engine: Engine | None = None

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import Any
 
+from devrt.ioctl.nv_health import RecoveryAction
 from devrt.ioctl.nv_versions import tables_for
 from devrt.ioctl.system import PROT_WRITE, Argument, LogLine, System, view
 from devrt.virtual.client import Client, Place
@@ -20,6 +21,7 @@ from devrt.virtual.memory import PAGE, pages
 from devrt.virtual.nvidia import health, proc, rm, uvm
 from devrt.virtual.nvidia.card import Card, EngineFactory, native_engine
 from devrt.virtual.nvidia.channel import Channel
+from devrt.virtual.nvidia.faults import Xid
 from devrt.virtual.nvidia.files import NodeFile
 from devrt.virtual.nvidia.machine import GpuNode, Machine
 from devrt.virtual.nvidia.objects import ChannelObject, RmClient
@@ -30,7 +32,7 @@ HANDLER_MODULES = (rm, uvm, health)  # whose import registers the handlers
 
 _SYSTEM_POOL = 4 << 30  # bytes of system memory that RM hands out
 _LOG_LINES = 1000
-_OFF_THE_BUS = 79
+_MEMORY_ERRORS = Xid.DOUBLE_BIT_ERROR, Xid.CONTAINED
 _MAGIC, _XFER = ord("F"), 211
 
 
@@ -131,10 +133,17 @@ class NvidiaDriver:
                     what.mapping.release()
                 if what.card is not None:
                     what.card.opens -= 1
+                    self._idle(what.card)
                 if what.control is not None:
                     what.control.references -= 1
                     self._end(what.control)
                 self._end(what)
+
+    @staticmethod
+    def _idle(card: Card) -> None:
+        """Without a user the GPU is shut down; the next open starts it from anew."""
+        if not card.opens and not card.gone:
+            card.lost, card.health.recovery_action = False, 0
 
     def _end(self, file: NodeFile) -> None:
         """A control descriptor's clients go when it is closed, and every descriptor that was registered with it."""
@@ -284,15 +293,19 @@ class NvidiaDriver:
         card.health.errors.append((xid, message))
         for line in message.splitlines():
             self.write_log(3, f"NVRM: Xid (PCI:{card.node.pci.rpartition('.')[0]}): {xid}, {process}{line}")
+        if xid in _MEMORY_ERRORS:
+            card.health.dram_uncorrected += 1
+            card.health.remapped_uncorrectable += 1
+            card.health.remap_pending = True  # until the next reset
         if channel is None:
             card.lost = True
-            card.health.recovery_action = 1  # NV2080_CTRL_GPU_RECOVERY_ACTION_GPU_RESET
+            card.health.recovery_action = RecoveryAction.GPU_RESET
             card.lose_memory()
 
     def lose(self, card: Card, why: str) -> None:
         """A GPU falls off the bus: nothing on it answers any more."""
-        card.lost = True
-        self.report(card, None, _OFF_THE_BUS, why)
+        card.gone = True
+        self.report(card, None, Xid.OFF_THE_BUS, why)
 
     def _owner(self, channel: Channel) -> int | None:
         for client in list(self.clients.values()):

@@ -220,3 +220,22 @@ def test_exclusive_mode_refuses_compute_and_says_so() -> None:
         with pytest.raises(Refusal, match="STATE_IN_USE"):
             client.alloc(channel, Class.HOPPER_COMPUTE_A)
         client.alloc(channel, Class.HOPPER_DMA_COPY_A)
+
+
+def test_a_gpu_that_an_engine_lost_starts_again_when_its_last_user_is_gone() -> None:
+    with machine() as system:
+        client = RmClient(system)
+        gpu = Gpu(client).register()
+        gpu.channel(*gpu.group(), gpu.vram(1 << 20))
+        engine: Any = gpu.card.engine
+        engine.report(None, 48, "An uncorrectable double bit error (DBE) has been detected on the GPU")
+        assert gpu.card.health.dram_uncorrected == 1 and gpu.card.health.remap_pending
+        with refused(errno.EIO):
+            client.open_gpu()
+        system.close(gpu.fd)
+        again = RmClient(system)
+        Gpu(again).vram(4096)
+        system.faults.inject("lost")
+        with pytest.raises(Refusal, match="GPU_IS_LOST"):
+            Gpu(again)
+        assert gpu.card.gone
