@@ -7,8 +7,9 @@ from functools import cache
 
 from devrt.compiler.sass.instruction import TRUE, Address, Cbuf, Control, File, Imm, Instruction, Label, Operand, Reg, Special
 from devrt.compiler.sass.isa import tables
-from devrt.compiler.sass.isa.fields import Group, ImmSlot, Misfit, Mods, Slot, ones
+from devrt.compiler.sass.isa.fields import ImmSlot, Misfit, Mods, Slot, ones
 from devrt.compiler.sass.isa.form import Form
+from devrt.compiler.sass.isa.modifiers import read_groups, write_groups
 from devrt.compiler.sass.isa.naming import derived, underived
 from devrt.device import CompileError
 
@@ -42,32 +43,6 @@ def kind(operand: Operand) -> str:
     if isinstance(value, Cbuf):
         return "C" if value.handle is None else "X"
     return {Label: "L", Special: "S"}[type(value)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Modifiers
-
-def read_groups(groups: tuple[Group, ...], word: int) -> Mods:
-    mods: list[str] = []
-    for group in groups:
-        name = group.get(word)
-        if name:
-            mods += name.split(".")
-    return tuple(mods)
-
-
-def write_groups(groups: tuple[Group, ...], mods: Mods) -> int | None:
-    """The bits of modifiers in the order of the groups; None where they are not all theirs."""
-    if not groups:
-        return 0 if not mods else None
-    group, rest = groups[0], groups[1:]
-    for value, name in enumerate(group.names):
-        parts = tuple(name.split(".")) if name else ()
-        if name is not None and mods[:len(parts)] == parts and (parts or not name):
-            below = write_groups(rest, mods[len(parts):])
-            if below is not None:
-                return group.bits.put(value) | below
-    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ def _branches(sms: tuple[int, ...], where: dict[str, LabelSlot]) -> tuple[Row, .
     noinc, nodec = flag("NOINC", 86), flag("NODEC", 86)
     return (
         row("BRA", 0x947, "", "[Pp] to", choice(32, 2, "", "U", "DIV"), sms=sms, where=where),
+        row("BRA.CONV", 0x947, "", "[Pp] to", sms=tuple(sm for sm in sms if sm == 75), fixed={32: 3}, where=where),
+        row("BRA", 0x947, "", "[Pp] 30~UR24 to", choice(32, 2, None, None, "DIV", "CONV"), sms=tuple(sm for sm in sms if 75 < sm < 100),
+            fixed={91: 1}, where=where),
         row("BRX", 0x949, "", "Ra*2 to", sms=sms, fixed=ALWAYS, where=where),
         row("CALL.REL", 0x944, "", "to", noinc, sms=sms, fixed=ALWAYS, where=where),
         row("CALL.REL", 0x344, "", "Ra*2 to", noinc, sms=sms, fixed=ALWAYS, where=where),

@@ -13,7 +13,7 @@ BYTE = {32: Marks(select=choice(60, 2, "", "B1", "B2", "B3"))}
 WORD = {32: Marks(63, 62)}
 ROUND_PACK = choice(79, 2, "", None, None, "RZ")
 TOWARD = choice(78, 2, "", "FLOOR", "CEIL", "TRUNC")
-NTZ = flag("NTZ", 77)
+NTZ, NTZ_PACK = flag("NTZ", 77), flag("NTZ", 74)
 FLOATS = {"F16": 1, "F32": 2, "F64": 3, "BF16": 4}           # log2 of the bytes, or 4
 BYTES = {"8": 0, "16": 1, "32": 2, "64": 3}
 
@@ -70,9 +70,21 @@ PACK = (
     alu("F2FP", 0x03E, "Rd", "A B", flag("RELU", 75), choice(76, 1, "F16", "BF16"), always("F32.PACK_AB"), ROUND_PACK,
         imm="f32", fixed={64: 255}, kinds="16", sms=SINCE_89),
     alu("F2FP", 0x03E, "Rd", "B C", flag("RELU", 75), choice(76, 1, "", "BF16"), always("MERGE_C"), ROUND_PACK,
-        fixed={78: 1}, kinds="1", sms=(80, 86)),
+        fixed={24: 255, 78: 1}, kinds="1", sms=(80, 86)),
     alu("F2FP", 0x03E, "Rd", "B C", flag("RELU", 75), choice(76, 1, "F16", "BF16"), always("F32.MERGE_C"), ROUND_PACK,
-        fixed={78: 1}, kinds="1", sms=SINCE_89),
+        fixed={24: 255, 78: 1}, kinds="1", sms=SINCE_89),
+)
+
+# Two integers or floats to narrow integers, Ra above Rb; of 8 bits, above them the low half of Rc, with H1 its high one
+NARROW = choice(76, 2, "U8", "S8", "U16", "S16")
+MERGED = {24: Marks(), 32: Marks(), 64: Marks(select=choice(72, 1, "", "H1"))}
+PACK_INTEGERS = (
+    alu("I2I", 0x038, "Rd", "B", NARROW, always("S32.SAT"), kinds="1", places=MERGED),
+    alu("I2IP", 0x039, "Rd", "A B C", NARROW, always("S32.SAT"), kinds="1", places=MERGED, sms=(75, 80)),
+    alu("I2IP", 0x039, "Rd", "A B C", NARROW, always("S32"), choice(74, 1, "SAT", ""), kinds="1", places=MERGED, sms=(86, 89)),
+    alu("I2IP", 0x039, "Rd", "A B C", NARROW, always("S32"), choice(74, 1, "", "SAT"), kinds="1", places=MERGED, sms=SINCE_90),
+    alu("F2IP", 0x043, "Rd", "A B C", choice(76, 2, "U8", "S8"), always("F32"), choice(78, 2, "", None, None, "TRUNC"), NTZ_PACK,
+        flag("RELU", 75), kinds="1", places=MERGED, sms=SINCE_86),
 )
 
 # Floats of 8 bits, two at a time
@@ -80,9 +92,9 @@ PACK_8 = (
     alu("F2FP.SATFINITE", 0x03E, "Rd", "A B C", choice(76, 1, "E5M2", "E4M3"), always("F32.PACK_AB_MERGE_C"),
         fixed={77: 3, 87: 9}, kinds="1", sms=SINCE_89),
     alu("F2FP.SATFINITE", 0x03E, "Rd", "B C", choice(76, 1, "E5M2", "E4M3"), always("F16.UNPACK_B_MERGE_C"),
-        fixed={73: 1, 77: 1, 87: 9}, kinds="1", sms=SINCE_89),
+        fixed={24: 255, 73: 1, 77: 1, 87: 9}, kinds="1", sms=SINCE_89),
     alu("F2FP", 0x03E, "Rd", "B", flag("RELU", 75), always("F16"), choice(73, 1, "E5M2", "E4M3"),
-        always("UNPACK_B"), fixed={64: 255, 74: 1, 89: 1}, kinds="1", sms=SINCE_89),
+        always("UNPACK_B"), fixed={24: 255, 64: 255, 74: 1, 89: 1}, kinds="1", sms=SINCE_89),
 )
 
 ROWS = (
@@ -96,6 +108,6 @@ ROWS = (
     *(_int_to_float(to, source) for to in FLOATS for source in BYTES),
     alu("I2F.U32", 0x106, "Rd", "B", ROUND, fixed={75: 2, 84: 2}, kinds="4"),
     *(_round(source) for source in FLOATS),
-    *PACK, *PACK_8,
+    *PACK, *PACK_INTEGERS, *PACK_8,
     alu("I2FP.F32", 0x045, "Rd", "B", choice(74, 1, "U32", "S32"), choice(78, 2, "", None, None, "RZ"), fixed={75: 2, 84: 2}, kinds="156", sms=SINCE_86),
 )

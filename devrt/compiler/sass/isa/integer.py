@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from devrt.compiler.sass.isa.fields import Bits, Group, ImmSlot, bits, choice, flag, unset
-from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, TO_89, TO_90, alu, row
+from devrt.compiler.sass.isa.fields import Bits, Group, ImmSlot, always, bits, choice, flag, unset
+from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, TO_89, TO_90, Marks, alu, row
 
 COMPARE = choice(76, 3, "F", "LT", "EQ", "LE", "GT", "NE", "GE", "T")
 COMBINE = choice(74, 2, "AND", "OR", "XOR")
@@ -18,6 +18,7 @@ WIDE = {"wide": {"U64": 2, "S64": 2, "64": 2}}
 LANES = {"lanes": ImmSlot(at=bits(72, 4), default=15)}  # a bit for each lane of four that moves
 LUT = {"lut": ImmSlot(at=bits(72, 8))}
 SHIFT = {"shift": ImmSlot(at=bits(75, 5))}
+SIGNS = {lo: Marks(select=always("SIGN")) for lo in (24, 32, 64)}  # the sign of a register as a predicate
 LUTS = {"lut": ImmSlot(at=Bits(((64, 3), (72, 5)))), "second": ImmSlot(at=bits(16, 8))}
 
 MOVES = (
@@ -38,6 +39,7 @@ ADDS = (
     alu("IADD", 0x035, "Rd*wide [Pu]", "~A*wide ~B*wide Pp", flag("64", 73), X, imm="int", words=WIDE, sms=BLACKWELL),
     alu("VIADD", 0x036, "Rd", "A -B", flag("16x2", 73), sms=(90,)),
     alu("VIADD", 0x036, "Rd", "-A -B", choice(73, 3, "32", "16x2", "S32", "S16x2", "U8x4", "S8x4"), flag("ISAT", 80), sms=BLACKWELL),
+    alu("VABSDIFF", 0x014, "Rd [Pu]", "A B C", U32, kinds="1", sms=TO_90),
     alu("IABS", 0x013, "Rd", "B", imm="int"),
 )
 
@@ -66,6 +68,8 @@ ADDRESSES = (
 LOGIC = (
     alu("LOP3.LUT", 0x012, "[Pu] Rd", "A B C lut Pp", flag("PAND", 80), kinds="1456", where=LUT),
     row("PLOP3.LUT", 0x81C, "Pu Pv", "Pp Pq Pr lut second", where=LUTS),
+    alu("PLOP3.LUT", 0x01F, "Pu Pv", "A B C lut second", kinds="1", places=SIGNS, sms=TO_90,
+        where={**LUTS, "lut": ImmSlot(at=bits(72, 8))}),
     alu("SHF", 0x019, "Rd", "A B C", choice(76, 1, "L", "R"), flag("W", 75), choice(73, 2, "S64", "U64", "S32", "U32"),
         flag("HI", 80)),
     alu("BMSK", 0x01B, "Rd", "A B", flag("W", 75)),

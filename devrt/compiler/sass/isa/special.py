@@ -47,9 +47,10 @@ _ALL = {
     0xFF: "SRZ",
 }
 _SINCE_90 = {0x41: "SR_CGAERRORSTATUS", 0x88: "SR_CgaCtaId", 0x89: "SR_GpcLocalCgaId", 0x8B: "SR_CTARegPoolSz"}
-SPECIAL = {**_ALL, **_SINCE_90}
+_SINCE_100 = {0x8A: "SR_CgaSize"}
+SPECIAL = {**_ALL, **_SINCE_90, **_SINCE_100}
 
 
 def names(sm: int) -> dict[int, str]:
     """The special registers of a generation."""
-    return SPECIAL if sm >= 90 else _ALL
+    return SPECIAL if sm >= 100 else {**_ALL, **_SINCE_90} if sm >= 90 else _ALL

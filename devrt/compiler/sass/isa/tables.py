@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from devrt.compiler.sass.isa import control, convert, floats, half, integer, lanes, memory, uniform
+from devrt.compiler.sass.isa import atomic, control, convert, floats, half, integer, lanes, matrix, memory, uniform
 from devrt.compiler.sass.isa.form import ALL as GENERATIONS
 from devrt.compiler.sass.isa.form import Alu, Form, Row
 
-ROWS: tuple[Row | Alu, ...] = (*integer.ROWS, *floats.ROWS, *half.ROWS, *convert.ROWS, *lanes.ROWS, *memory.ROWS, *control.ROWS, *uniform.ROWS)
+ROWS: tuple[Row | Alu, ...] = (*integer.ROWS, *floats.ROWS, *half.ROWS, *convert.ROWS, *lanes.ROWS, *memory.ROWS, *atomic.ROWS, *matrix.ROWS, *control.ROWS, *uniform.ROWS)
 
 
 def forms(sm: int) -> list[Form]:

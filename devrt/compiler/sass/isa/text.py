@@ -85,7 +85,7 @@ def _label(label: Label) -> str:
 def _cbuf(cbuf: Cbuf, slot: Slot | None) -> str:
     bank = f"c[{cbuf.bank:#x}]" if cbuf.handle is None else f"cx[{cbuf.handle}]"
     if cbuf.index is None:
-        where = "RZ" if isinstance(slot, CbufSlot) and slot.index and not cbuf.offset else f"{cbuf.offset:#x}"
+        where = str(Reg(slot.index.file, 255)) if isinstance(slot, CbufSlot) and slot.index and not cbuf.offset else f"{cbuf.offset:#x}"
         return f"{bank}{' ' if slot and slot.select else ''}[{where}]"
     return f"{bank}[{cbuf.index}{f'+{cbuf.offset:#x}' if cbuf.offset else ''}]"
 
@@ -94,7 +94,7 @@ def _address(address: Address, slot: Slot | None, sm: int) -> str:
     parts = []
     base = address.base
     sums = isinstance(slot, AddressSlot) and slot.wide == 90
-    hidden = address.scale == 1 and not sums if address.uniform else bool(address.offset) and address.descriptor is None
+    hidden = address.scale == 1 and not (sums and base and base.words == 1) if address.uniform else bool(address.offset) and address.descriptor is None
     if base is not None and not (base.zero and hidden):
         wide = ".64" if base.words == 2 and (address.uniform or address.descriptor) else \
             ".U32" if sums else ""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from devrt.compiler.sass.isa.fields import CbufSlot, Group, ImmSlot, bits, choice, flag
+from devrt.compiler.sass.isa.floats import ROUND
 from devrt.compiler.sass.isa.form import ALL, BLACKWELL, TO_90, Row, Slots, row, uniform_slot
 from devrt.compiler.sass.isa.integer import COMBINE, COMPARE, EX, LUT, LUTS, NO_CARRY, SHIFT, U32, X
 
@@ -53,6 +54,10 @@ ROWS: tuple[Row, ...] = (
     *uniform("UISETP", 0x08C, "UPu UPv", "A B UPp", COMPARE, U32, COMBINE, imm="int", fixed={68: 7}),
     *uniform("UISETP", 0x08C, "UPu UPv", "A B UPp UPr", COMPARE, U32, COMBINE, EX, imm="int", sms=(80, 86, 89, 90, 120)),
     row("UPLOP3.LUT", 0x89C, "UPu UPv", "UPp UPq UPr lut second", where=LUTS, uniform=True),
+    row("UI2F.U32", 0x85A, "URd", "value", ROUND, fixed={75: 2, 84: 2, 91: 1}, where={"value": ImmSlot(at=bits(32, 32))}, sms=BLACKWELL,
+        uniform=True),
+    row("UI2FP.F32", 0x25E, "URd", "URb", choice(74, 1, "U32", "S32"), choice(78, 2, "", None, None, "RZ"),
+        fixed={75: 2, 84: 2, 91: 1}, sms=BLACKWELL, uniform=True),
     row("UPOPC", 0x2BF, "URd", "~URb", fixed={91: 1}, uniform=True),
     row("UBREV", 0x2BE, "URd", "URb", fixed={91: 1}, uniform=True),
     row("UFLO", 0x2BD, "URd [UPu]", "~URb", U32, flag("SH", 74), fixed={91: 1}, uniform=True),
