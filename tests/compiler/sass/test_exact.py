@@ -17,8 +17,7 @@ from tests.virtual.nvidia.emulator import Emulator
 
 LANES = 32
 ERRORS = {75: 1, 80: 0, 86: -1, 89: 0, 90: -1, 120: 1}
-# Every generation; by default the oldest and Hopper.
-GENERATIONS = tuple(pytest.param(sm, marks=() if sm in (75, 90) else pytest.mark.slow) for sm in ERRORS)
+USUAL = (75, 90)  # the others are slow tests
 
 
 def on_emulator(program: lir.Program, arrays: dict[str, np.ndarray], sm: int, error: int) -> None:
@@ -105,7 +104,7 @@ def squares(dtype: dt.DType, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ARITHMETIC)
-@pytest.mark.parametrize("sm", GENERATIONS)
+@pytest.mark.parametrize("sm", USUAL)
 def test_arithmetic(dtype: dt.DType, sm: int) -> None:
     s = Sweep(LANES, 1)
     x, y, z = (s.operand(dtype) for _ in range(3))
@@ -124,7 +123,7 @@ def test_arithmetic(dtype: dt.DType, sm: int) -> None:
 
 
 @pytest.mark.parametrize("source", programs.TYPES)
-@pytest.mark.parametrize("sm", GENERATIONS)
+@pytest.mark.parametrize("sm", USUAL)
 def test_casts(source: dt.DType, sm: int) -> None:
     s = Sweep(LANES, 3)
     x = s.operand(source)
@@ -134,8 +133,17 @@ def test_casts(source: dt.DType, sm: int) -> None:
     check(s, ((sm, ERRORS[sm]),))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", sorted(set(ERRORS) - set(USUAL)))
+def test_every_generation(sm: int) -> None:
+    for dtype in ARITHMETIC:
+        test_arithmetic(dtype, sm)
+    for source in programs.TYPES:
+        test_casts(source, sm)
+
+
 @pytest.mark.parametrize("source", (dt.float32, dt.float64))
-@pytest.mark.parametrize("sm", (75, 90))
+@pytest.mark.parametrize("sm", USUAL)
 def test_casts_where_rounding_is_close(source: dt.DType, sm: int) -> None:
     s = Sweep(LANES, 4)
     for to in (dt.float8_e4m3, dt.float8_e5m2, dt.float16, dt.bfloat16):

@@ -58,6 +58,24 @@ def multiplied(a: float, b: float, fmt: str, mode: str = "RN") -> float:
     return rounded(Fraction(a) * Fraction(b), fmt, mode, math.copysign(1, a) * math.copysign(1, b) * 0.0)
 
 
+def quotient(a: float, b: float, fmt: str, mode: str = "RN") -> float:
+    if not (math.isfinite(a) and math.isfinite(b)) or a == 0 or b == 0:
+        with np.errstate(all="ignore"):
+            return float(np.float64(a) / np.float64(b))
+    return rounded(Fraction(a) / Fraction(b), fmt, mode)
+
+
+def root(x: float, fmt: str, mode: str = "RN") -> float:
+    if x <= 0 or not math.isfinite(x):
+        with np.errstate(all="ignore"):
+            return float(np.sqrt(np.float64(x)))
+    f = Fraction(x)
+    shift = 1200  # more digits than any format has, from 2^-1074 up
+    square = f.numerator * f.denominator << 2 * shift
+    whole = math.isqrt(square)  # of sqrt(f) * denominator * 2^shift; one digit more says that something is left
+    return rounded(Fraction(2 * whole + (whole * whole != square), f.denominator << shift + 1), fmt, mode)
+
+
 # Bit patterns by format: zeros, denormals, ones and their neighbours, largest numbers, infinities, NaNs.
 EDGES32 = np.array([0, 1, 2, 0x7FFFFF, 0x800000, 0x800001, 0xFFFFFF, 0x1000000, 0x33800000, 0x33800001, 0x34000000, 0x3EFFFFFF,
                     0x3F000000, 0x3F000001, 0x3F7FFFFF, 0x3F800000, 0x3F800001, 0x3FC00000, 0x40000000, 0x40490FDB, 0x4B000000,

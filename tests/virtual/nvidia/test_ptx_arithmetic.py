@@ -16,7 +16,20 @@ import pytest
 
 from tests.virtual.nvidia import numbers
 from tests.virtual.nvidia.emulator import Emulator, cubin, module
-from tests.virtual.nvidia.numbers import EDGES32, EDGES64, Array, bfloat, fma, multiplied, rounded, to_bfloat, to_float, to_half
+from tests.virtual.nvidia.numbers import (
+    EDGES32,
+    EDGES64,
+    Array,
+    bfloat,
+    fma,
+    multiplied,
+    quotient,
+    root,
+    rounded,
+    to_bfloat,
+    to_float,
+    to_half,
+)
 from tests.virtual.nvidia.test_matrix import fragment_a, fragment_b, fragment_c, packed
 
 A, B, C = numbers.triples(EDGES32, 32, 100, 41, 127 << 23, 30 << 23)
@@ -100,10 +113,19 @@ def test_divisions_and_roots_are_exact(sm: int, error: int) -> None:
             same(quiet64(got[n].view(np.float64)), quiet64(exact), operations[n], D, E)
 
 
-def quotient(x: float, y: float, fmt: str, mode: str) -> float:
-    if not (np.isfinite(x) and np.isfinite(y)) or x == 0 or y == 0:
-        return float(np.float64(x) / np.float64(y))
-    return rounded(Fraction(x) / Fraction(y), fmt, mode)
+@pytest.mark.parametrize("sm", (86, 90))
+def test_divisions_and_roots_in_directed_modes(sm: int) -> None:
+    operations = ["div.rp.f32 %f8, %f1, %f2;", "sqrt.rm.f32 %f8, %f1;", "rcp.rz.f32 %f8, %f1;", "div.rm.f64 %d8, %d1, %d2;",
+                  "sqrt.rz.f64 %d8, %d1;", "rcp.rp.f64 %d8, %d1;"]
+    got = run(sm, operations)
+    a, b = floats(A), floats(B)
+    d, e = ([float(x) for x in raw.view(np.float64)] for raw in (D, E))
+    for n, want in enumerate(([quotient(x, y, "float", "RP") for x, y in zip(a, b, strict=True)],
+                              [root(x, "float", "RM") for x in a], [quotient(1.0, x, "float", "RZ") for x in a])):
+        same(got[n], to_float(want), operations[n], A, B)
+    for n, want in enumerate(([quotient(x, y, "double", "RM") for x, y in zip(d, e, strict=True)],
+                              [root(x, "double", "RZ") for x in d], [quotient(1.0, x, "double", "RP") for x in d]), 3):
+        same(quiet64(got[n].view(np.float64)), quiet64(np.array(want)), operations[n], D, E)
 
 
 @pytest.mark.parametrize("sm", (86, 90))
