@@ -165,7 +165,7 @@ def _rewrite(g: mir.Function, i: Instruction, file: File, made: dict[int, Instru
 
 
 def _place(slots: dict[int, int], r: Reg) -> Address:
-    return Address(None, slots[r.index] + 4 * r.sub)
+    return Address(RZ, slots[r.index] + 4 * r.sub)
 
 
 def _with(i: Instruction, names: dict[int, int], file: File) -> Instruction:

@@ -82,7 +82,7 @@ def place(r: Reg, k: int) -> tuple[File, int, int]:
 
 def offset(i: Instruction) -> int:
     address = next(o.value for o in i.srcs if isinstance(o.value, Address))
-    assert address.base is None
+    assert address.base == RZ
     return address.offset
 
 
