@@ -30,7 +30,7 @@ ENTRIES = 4096
 METHOD_BYTES = 256 << 10
 USERD_BYTES, GP_GET, GP_PUT = 512, 0x88, 0x8C  # clc86f.h, Nvc86fControl
 NOTIFIER_BYTES, ERROR_SLOT = 48, 0  # nvos.h: three NvNotification, the first of them the channel's error
-CONTEXT_BYTES = 64 << 20  # of addresses where nvidia-uvm puts what a channel is saved to
+CONTEXT_BYTES = 512 << 20  # of addresses for what nvidia-uvm saves of a channel of the graphics engine; others save nothing
 _TOKEN_UNSET = 0xFFFFFFFF
 _ONE, _TWO = struct.Struct("<Q"), struct.Struct("<2Q")
 
@@ -90,9 +90,11 @@ class Channel:
             self.object = self._make_object()
             self.token = rm.control(f"can't ask for the doorbell of the {name} channel", self.handle,
                                     "NVC36F_CTRL_CMD_GPFIFO_GET_WORK_SUBMIT_TOKEN", workSubmitToken=_TOKEN_UNSET).workSubmitToken
-            self._context = driver.near(CONTEXT_BYTES, 2 << 20)
+            if kind == EngineType.GRAPHICS:
+                self._context = driver.near(CONTEXT_BYTES, 2 << 20)
             rm.uvm(f"nvidia-uvm does not take the {name} channel", "UVM_REGISTER_CHANNEL", gpuUuid={"uuid": objects.uuid},
-                   rmCtrlFd=rm.fd, hClient=rm.client, hChannel=self.handle, base=self._context, length=CONTEXT_BYTES)
+                   rmCtrlFd=rm.fd, hClient=rm.client, hChannel=self.handle, base=self._context,
+                   length=CONTEXT_BYTES if self._context else 0)
             self._registered = True
             group.schedule()
         except BaseException:

@@ -95,6 +95,7 @@ class ComputeEngine(Engine):
         push.host("SET_OBJECT", nvclass=cls, subchannel=self.subchannel)
         push.compute("SET_SHADER_SHARED_MEMORY_WINDOW_A", shared_window >> 32, shared_window & LOW)
         push.compute("SET_SHADER_LOCAL_MEMORY_WINDOW_A", local_window >> 32, local_window & LOW)
+        push.compute("SET_SHADER_EXCEPTIONS", enable=1)
         return push.words
 
     def local_memory(self, address: int, tpc_bytes: int) -> array[int]:
