@@ -30,7 +30,8 @@ STACK = 0xFFFDC0  # where compiled code's stack starts, growing down
 # (ntid, nctaid, windows, stack pointer) in bank 0, from what ptxas reads.
 _ABI = {90: (0x0, 0xC, 0x18, 0x28), 120: (0x360, 0x370, 0x2F0, 0x37C)}
 # What takes a time that nobody knows beforehand, and signals its end by a scoreboard.
-LATE = ("LD", "ST", "ATOM", "RED", "S2", "R2UR", "MUFU", "F2", "I2", "FRND", "POPC", "FLO", "BREV", "SHFL", "MATCH", "B2R")
+LATE = ("LD", "ST", "ATOM", "RED", "S2", "R2UR", "MUFU", "F2", "I2", "FRND", "POPC", "FLO", "BREV", "SHFL", "MATCH", "B2R",
+        "BMOV")
 Size = tuple[int, int, int]
 
 

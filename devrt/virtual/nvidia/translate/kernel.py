@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from devrt.compiler.sass import verify
 from devrt.compiler.sass.flow import End, FlowBlock, label, walk
 from devrt.compiler.sass.instruction import TRUE, Cbuf, File, Instruction, Reg
 from devrt.virtual import gather, walker
@@ -25,7 +26,7 @@ class Function:
         self.entry, self.registers = entry, registers
         self.tables: dict[tuple[int, int], bytes] = {}  # (bank, offset) -> content that decided where branches go
         self.blocks = self._blocks(code, sm, constants)
-        self.hazards: dict[int, str] = {}
+        self.hazards = verify.hazards(self.blocks, entry, sm)
         self.masked = divergence.masked(self.blocks, entry)
         self.resumes: dict[int, str] = {}  # byte offset -> label: where a warp or its lanes may go on
         self.scheduled = bool(self.masked)
