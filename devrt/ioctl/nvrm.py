@@ -9,6 +9,7 @@ makes the table of a running driver; NVRM here is that of the oldest branch.
 from __future__ import annotations
 
 from devrt.ioctl import nv_alloc, nv_controls, nv_health
+from devrt.ioctl.nv_classes import Class
 from devrt.ioctl.nv_controls import Control
 from devrt.ioctl.nv_status import Status
 from devrt.ioctl.system import System
@@ -89,6 +90,7 @@ NVRM = Uapi(
         "NV2080_CTRL_GR_GET_INFO_PARAMS": (Pointer("grInfoList", "grInfoListSize", 8),),
     },
     names={"cmd": {row.number: name for name, row in CONTROLS.items()},
+           "hClass": {int(one): one.name for one in Class},
            "status": {int(status): status.name for status in Status}},
 )
 
