@@ -28,6 +28,7 @@ class Xid(enum.IntEnum):
     CLASS_ERROR = 69
     OFF_THE_BUS = 79
     CONTAINED = 94
+    RECOVERY_ACTION_CHANGED = 154
 
 
 _COPIES: Mapping[int, int] = {copy_engine(n): n for n in range(20)}
@@ -154,6 +155,12 @@ def fault_type(space: AddressSpace, fault: MemoryFault) -> FaultType:
 def warp_state_of_mmu(channel: Channel, fault: MemoryFault) -> SmError:
     """What the SM holds of an MMU fault that one of its warps made."""
     return SmError(channel, 0, 0, _MMU_WARP_ERROR, fault.pc, fault.va)
+
+
+def reset_error() -> ChannelError:
+    """The GPU stopped working and waits to be reset (gpu.c, recovery actions)."""
+    return ChannelError(Xid.RECOVERY_ACTION_CHANGED,
+                        "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required) [injected]")
 
 
 def memory_error(channel: Channel, contained: bool, unit: str) -> ChannelError:

@@ -26,6 +26,7 @@ from devrt.virtual.nvidia.faults import (
     Xid,
     mmu_error,
     pbdma_error,
+    reset_error,
     warp_error,
     warp_state_of_mmu,
 )
@@ -75,8 +76,7 @@ class _Runner:
                 if faults.take("hang"):
                     self.hung = True
                 elif faults.take("reset"):
-                    error = ChannelError(Xid.OFF_THE_BUS, "GPU has fallen off the bus. [the GPU was reset (injected)]")
-                    self.port.posts.append(lambda: self.gpu.lost(error))
+                    self.port.posts.append(lambda: self.gpu.lost(reset_error()))
         self._post()
 
     def turn(self) -> bool:

@@ -73,12 +73,12 @@ def test_a_reset_loses_every_channel() -> None:
     with rig() as r:
         line, other = r.channel(), r.channel(COPY0 + 3)
         r.faults.inject("reset")
-        assert "Xid 79: GPU has fallen off the bus." in launched(r, line)[0].error()
-        assert "Xid 79" in other.error()
+        assert "Xid 154: GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)" in launched(r, line)[0].error()
+        assert "Xid 154" in other.error()
         until(lambda: r.told)
-        assert [(channel, xid) for channel, xid, _ in r.told] == [(None, 79)]
+        assert [(channel, xid) for channel, xid, _ in r.told] == [(None, 154)]
         for stopped, engine in ((line, GRAPHICS), (other, COPY0 + 3)):
-            assert struct.unpack_from("<QIHH", stopped.notifier)[1:] == (79, engine, 0xFFFF)
+            assert struct.unpack_from("<QIHH", stopped.notifier)[1:] == (154, engine, 0xFFFF)
 
 
 def test_faults_that_were_taken_are_remembered() -> None:
