@@ -16,6 +16,8 @@ from devrt.device import CompileError, Properties, Unsupported
 
 # What plans count on in every core of a host; the figures in bench/results were measured with these.
 L1_BYTES, L2_BYTES = 32 << 10, 1 << 20
+# A GPU hides the latency of memory by having many groups at once: so many on each of its units, of so many elements each.
+GROUPS_PER_UNIT, GPU_CHUNK = 8, 2048
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def _gcn(p: Properties) -> Backend:
     """A GPU's groups share LDS: it plays the part of the caches that panels are packed into."""
     from devrt.compiler.llvm import amdgcn
     t = amdgcn.target(p.isa)
-    tuning = Tuning(t.wave, t.vector_registers, p.scratch_bytes // 8, p.scratch_bytes // 2, p.compute_units, p.scratch_bytes,
-                    t.matrix_units)
+    tuning = Tuning(t.wave, t.vector_registers, p.scratch_bytes // 8, p.scratch_bytes // 2, p.compute_units * GROUPS_PER_UNIT,
+                    p.scratch_bytes, t.matrix_units, GPU_CHUNK)
     return Backend(tuning, t.key,
                    lambda program: amdgcn.compile_program(program, t), lambda program: amdgcn.assembly(program, t))
 
@@ -78,7 +80,7 @@ def _sass(p: Properties) -> Backend:
     from devrt.compiler.sass import target as sass
     t = sass.target(p.isa)
     part = min(p.scratch_bytes, t.shared_bytes) // t.groups
-    tuning = Tuning(sass.LANES, sass.REGISTERS, part // 4, part // 2, p.compute_units, part, t.matrix_units)
+    tuning = Tuning(sass.LANES, sass.REGISTERS, part // 4, part // 2, p.compute_units * t.groups, part, t.matrix_units, GPU_CHUNK)
     return Backend(tuning, t.key,
                    lambda program: backend.compile_program(program, t), lambda program: backend.assembly(program, t))
 

@@ -20,9 +20,10 @@ _LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
 
 @dataclass(frozen=True)
 class Tuning:
-    """The machine: f32 lanes of a vector register, vector registers, data cache bytes of a core, cores, and the bytes of
-    shared memory that a group may use. `matrix_units`: the layout of a product in their registers (lir.LAYOUTS), "" without;
-    only what a kernel of the fast tier becomes depends on it."""
+    """The machine: f32 lanes of a vector register, vector registers, data cache bytes of a core, groups that run at once (on a
+    CPU: cores), and the bytes of shared memory that a group may use. `matrix_units`: the layout of a product in their registers
+    (lir.LAYOUTS), "" without; only what a kernel of the fast tier becomes depends on it. `chunk`: elements that a group of an
+    element-wise kernel handles, long enough to hide its start, short enough to balance."""
 
     lanes: int
     vector_registers: int
@@ -31,6 +32,7 @@ class Tuning:
     units: int
     scratch_bytes: int = SCRATCH
     matrix_units: str = field(default="", repr=False)
+    chunk: int = 16384
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from devrt.compiler.lowering.expression import Scope, Stream, storable
 from devrt.compiler.lowering.loops import Point, rows_of_group, spread, sweep, sweep_upto
 from devrt.compiler.ops import TRANSCENDENTAL, Op
 
-CHUNK = 16384  # elements a group handles: long enough to hide the dispatch, short enough to balance
 STREAM_BYTES = 16 << 20  # larger outputs bypass the caches
 
 
@@ -32,8 +31,8 @@ def lower(k: Kernel, name: str, t: Tuning) -> Program:
     last = axes[-1] if axes else Axis("one", 1)
     outer = axes[:-1]
     rows = math.prod(a.size for a in outer)
-    chunks = -(-last.size // CHUNK)
-    per_group = max(1, CHUNK // max(last.size, 1)) if chunks == 1 else 1
+    chunks = -(-last.size // t.chunk)
+    per_group = max(1, t.chunk // max(last.size, 1)) if chunks == 1 else 1
     groups = max(1, -(-rows // per_group) * chunks)
     b = Builder(name, lanes=t.lanes, groups=groups)
     params = expression.params_of(b, k)
@@ -54,11 +53,11 @@ def lower(k: Kernel, name: str, t: Tuning) -> Program:
         return b.finish()
     g = b.group()
     scope = point(b.div(g, b.idx(chunks)) if outer else b.idx(0))
-    start = b.mul(b.rem(g, b.idx(chunks)) if outer else g, b.idx(CHUNK))
-    if last.size % CHUNK == 0:
-        sweep(b, start, CHUNK, unroll, functools.partial(element, scope))
+    start = b.mul(b.rem(g, b.idx(chunks)) if outer else g, b.idx(t.chunk))
+    if last.size % t.chunk == 0:
+        sweep(b, start, t.chunk, unroll, functools.partial(element, scope))
     else:
-        count = b.min(b.sub(b.idx(last.size), start), b.idx(CHUNK))
+        count = b.min(b.sub(b.idx(last.size), start), b.idx(t.chunk))
         sweep_upto(b, start, count, unroll, functools.partial(element, scope))
     return b.finish()
 
@@ -93,7 +92,7 @@ def write(b: Builder, params: list[Param], s: Store, scope: Scope, stream: bool 
 def _lower_flat(k: Kernel, s: Store, name: str, t: Tuning) -> Program:
     """Lanes over the row-major position: indexes differ from lane to lane, loads become gathers."""
     total = math.prod(a.size for a in s.inner)
-    groups = max(1, -(-total // CHUNK))
+    groups = max(1, -(-total // t.chunk))
     b = Builder(name, lanes=t.lanes, groups=groups)
     params = expression.params_of(b, k)
 
@@ -101,8 +100,8 @@ def _lower_flat(k: Kernel, s: Store, name: str, t: Tuning) -> Program:
         safe = at.k if at.mask is None else b.min(at.k, b.idx(total - 1))
         write(b, params, s, Scope(b, params, spread(b, safe, s.inner), {}, at.mask))
 
-    start = b.mul(b.group(), b.idx(CHUNK))
-    sweep_upto(b, start, b.min(b.sub(b.idx(total), start), b.idx(CHUNK)), 1, element)
+    start = b.mul(b.group(), b.idx(t.chunk))
+    sweep_upto(b, start, b.min(b.sub(b.idx(total), start), b.idx(t.chunk)), 1, element)
     return b.finish()
 
 
@@ -110,7 +109,7 @@ def _lower_int4(k: Kernel, s: Store, name: str, t: Tuning) -> Program:
     """Lanes over bytes: each evaluates two neighbours and stores both nibbles."""
     total = math.prod(a.size for a in s.inner)
     octets = -(-total // 2)
-    groups = max(1, -(-octets // CHUNK))
+    groups = max(1, -(-octets // t.chunk))
     b = Builder(name, lanes=t.lanes, groups=groups)
     params = expression.params_of(b, k)
 
@@ -126,6 +125,6 @@ def _lower_int4(k: Kernel, s: Store, name: str, t: Tuning) -> Program:
         high = nibble(second, b.lt(second, b.idx(total)))
         b.store(params[s.slot], at.k, b.or_(low, b.shl(high, b.const(dt.uint8, 4))), at.mask)
 
-    start = b.mul(b.group(), b.idx(CHUNK))
-    sweep_upto(b, start, b.min(b.sub(b.idx(octets), start), b.idx(CHUNK)), 1, element)
+    start = b.mul(b.group(), b.idx(t.chunk))
+    sweep_upto(b, start, b.min(b.sub(b.idx(octets), start), b.idx(t.chunk)), 1, element)
     return b.finish()
