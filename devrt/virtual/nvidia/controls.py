@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from devrt.ioctl.nv_alloc import EngineType
+from devrt.ioctl.nv_alloc import EngineType, VaSpaceFlag
 from devrt.ioctl.nv_controls import FbInfo, GrInfo, P2pCaps, P2pStatus
 from devrt.ioctl.nv_status import Status
 from devrt.virtual.nvidia.card import Card
@@ -205,8 +205,6 @@ def num_subdevices(call: ControlCall) -> None:
 
 @control("NV2080_CTRL_CMD_GPU_GET_GID_INFO", Subdevice, without_gpu=True)
 def gid_info(call: ControlCall) -> None:
-    if call.params.index:
-        refuse(Status.NV_ERR_INVALID_ARGUMENT)
     _write_uuid(call, call.card, call.params.data, call.params.flags)
     call.params.length = 16 if call.params.flags & 3 == _BINARY else len(call.card.node.uuid_text) + 1
 
@@ -383,8 +381,10 @@ def set_notification(call: ControlCall) -> None:
 
 
 def _schedulable(one: ChannelObject) -> bool:
-    """Context-switch buffers must have their addresses, which REGISTER_CHANNEL gives them (kchannelIsSchedulable)."""
-    return one.gpu_channel.engine != EngineType.GRAPHICS or one.registered is not None or not one.children
+    """Where UVM owns the page tables, context-switch buffers have their addresses from UVM_REGISTER_CHANNEL
+    (kchannelIsSchedulable)."""
+    external = one.va_space is not None and bool(one.va_space.flags & VaSpaceFlag.IS_EXTERNALLY_OWNED)
+    return one.gpu_channel.engine != EngineType.GRAPHICS or not external or one.registered is not None
 
 
 def _schedule(call: ControlCall, channels: list[ChannelObject]) -> None:

@@ -39,6 +39,9 @@ from devrt.virtual.pool import Store, take
 Make = Callable[[Call, RmClient, Object, int, int, Any], Object]
 _MOST_ENTRIES = 1 << 16     # the width of GPPut's field in a channel's RAM (dev_ram.h: limit2)
 _NOTIFIERS = 3              # slots of a channel (nvos.h: NV_CHANNELGPFIFO_NOTIFICATION_TYPE__SIZE_1)
+_MEMORY_TYPES = 18          # nvos.h: NVOS32_NUM_MEM_TYPES
+_VIRTUAL = 0x80000          # nvos.h: NVOS32_ALLOC_FLAGS_VIRTUAL
+_VIDMEM = 0                 # NVOS32_ATTR_LOCATION_VIDMEM
 _PAGE_BYTES = {1: 4096, 2: 64 << 10, 3: 2 << 20}
 _SYSTEM_POOL_PAGE = 4096
 _HOPPER = 90
@@ -129,12 +132,12 @@ def _shared_data(call: Call, client: RmClient, parent: Object, handle: int, clas
 
 def _memory(call: Call, client: RmClient, parent: Object, handle: int, class_id: int, given: Any) -> Object:
     vram = class_id == Class.NV01_MEMORY_LOCAL_USER
-    if given.owner not in call.driver.clients and given.owner:
-        refuse(Status.NV_ERR_INVALID_OWNER)
-    if not given.size:
+    # standard_mem.c, stdmemValidateParams; then video_mem.c and system_mem.c.
+    if given.internalflags or not given.size:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
-    location = flag(ATTR, "LOCATION", given.attr)
-    if vram and location == 1 or not vram and location == 0:
+    if given.owner in (0, 0xFFFFFFFF):
+        refuse(Status.NV_ERR_INVALID_OWNER)
+    if given.type >= _MEMORY_TYPES or given.flags & _VIRTUAL or vram != (flag(ATTR, "LOCATION", given.attr) == _VIDMEM):
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     alignment = given.alignment if given.flags & AllocFlag.ALIGNMENT_FORCE and given.alignment else PAGE
     if alignment & alignment - 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from devrt.ioctl.nv_alloc import EngineType
+from devrt.ioctl.nv_alloc import ATTR, EngineType, flags
 from devrt.ioctl.nv_classes import Class
 from devrt.ioctl.system import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, view
 from devrt.virtual.nvidia.objects import ChannelObject
@@ -95,6 +95,19 @@ def test_vram_is_counted_and_runs_out() -> None:
         assert gpu.vram(8 * MIB)
         with refused("INVALID_ARGUMENT"):
             gpu.vram(0)
+
+
+@pytest.mark.parametrize(("status", "fields"), [
+    ("INVALID_OWNER", {"owner": 0}), ("INVALID_ARGUMENT", {"internalflags": 1}), ("INVALID_ARGUMENT", {"type": 99}),
+    ("INVALID_ARGUMENT", {"flags": 0x80000}), ("INVALID_ARGUMENT", {"attr": flags(ATTR, LOCATION="ANY")}),
+    ("INVALID_ARGUMENT", {"attr": flags(ATTR, LOCATION="PCI")})])
+def test_memory_that_is_refused(status: str, fields: dict[str, Any]) -> None:
+    with machine() as system:
+        gpu = Gpu(RmClient(system))
+        with refused(status):
+            gpu.client.alloc(gpu.device, Class.NV01_MEMORY_LOCAL_USER, "NV_MEMORY_ALLOCATION_PARAMS",
+                             **{"owner": gpu.client.root, "size": 4096, **fields})
+        assert not gpu.card.vram_used
 
 
 def test_fresh_memory_is_zero_and_mappings_share_it() -> None:
@@ -309,7 +322,6 @@ def test_a_group_is_scheduled_when_its_channels_have_their_buffers() -> None:
         with refused("INVALID_STATE"):  # empty
             client.control(group, "NVA06C_CTRL_CMD_GPFIFO_SCHEDULE", bEnable=1)
         channel = gpu.channel(group, share, gpu.vram(2 * MIB))
-        client.alloc(channel, Class.HOPPER_COMPUTE_A)
         with refused("INVALID_STATE"):  # REGISTER_CHANNEL gives the context-switch buffers their addresses
             client.control(group, "NVA06C_CTRL_CMD_GPFIFO_SCHEDULE", bEnable=1)
         client.uvm("UVM_REGISTER_CHANNEL", gpuUuid=gpu.uuid, hClient=client.root, hChannel=channel, base=1 << 32, length=4 * MIB)
