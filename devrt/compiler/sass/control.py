@@ -7,6 +7,7 @@ loop is waited for where the next round uses it, and nowhere else.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from devrt.compiler.sass import latency, mir
@@ -33,6 +34,8 @@ class _Step:
     write_mask: int
     decoupled: bool
     late: int  # the words that it reads late
+    queue: str  # in which it reads them
+    passed_on: bool = False  # a later instruction of its queue says that it has read, too
     write_board: int = NONE
     read_board: int = NONE
     wait: int = 0
@@ -97,7 +100,7 @@ def _step(i: Instruction, sm: int, t: latency.Tables, words: dict[int, int]) -> 
         write_mask |= 1 << words.setdefault(word, len(words))
     late = latency.reads_late(i, sm)
     return _Step(i, reads, writes, read_mask, write_mask, any(role in t.decoupled and role != "b" for _, role in writes),
-                 late_mask if late else 0)
+                 late_mask if late else 0, latency.reading_queue(i, sm))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,6 +159,8 @@ def _boards(rows: list[list[_Step]], after: list[list[int]], later: list[tuple[i
 def _give_out(row: list[_Step], boards: list[_Open], later: tuple[int, int]) -> None:
     """Scoreboards for a block: a free one, or else one with which neither side waits longer than it would."""
     needs = _needs(row, later)
+    _pass_on(row, needs)
+    carried: dict[str, int] = {}  # words that are still to be read, by queue
     for cycle, (step, (need, war)) in enumerate(zip(row, needs, strict=True)):
         touched = step.read_mask | step.write_mask
         for board in boards:
@@ -166,12 +171,14 @@ def _give_out(row: list[_Step], boards: list[_Open], later: tuple[int, int]) -> 
         done = cycle + latency.expected(step.instruction)
         if step.decoupled and need >= 0:
             step.write_board = _pick(boards, cycle, need, done)
-            _add(boards[step.write_board], step.write_mask, step.late, need, done)
-        if step.late and war >= 0 and not (step.write_board != NONE and need <= war):
+            _add(boards[step.write_board], step.write_mask, 0 if step.passed_on else step.late, need, done)
+        if step.passed_on:
+            carried[step.queue] = carried.get(step.queue, 0) | step.late
+        elif step.late and war >= 0 and not (step.write_board != NONE and need <= war):
             place = _pick(boards, cycle, war, cycle + 16)
             if place != step.write_board:
                 step.read_board = place
-                _add(boards[place], 0, step.late, war, cycle + 16)
+                _add(boards[place], 0, step.late | carried.pop(step.queue, 0), war, cycle + 16)
 
 
 def _needs(row: list[_Step], later: tuple[int, int]) -> list[tuple[int, int]]:
@@ -197,6 +204,22 @@ def _needs(row: list[_Step], later: tuple[int, int]) -> list[tuple[int, int]]:
         for word, _ in step.writes:
             next_touch[word] = next_write[word] = n
     return needs[::-1]
+
+
+def _pass_on(row: list[_Step], needs: list[tuple[int, int]]) -> None:
+    """Where a queue reads in order, the last reader in front of a write says of all that they have read."""
+    queues: dict[str, list[int]] = {}
+    for n, step in enumerate(row):
+        if step.late and step.queue:
+            queues.setdefault(step.queue, []).append(n)
+    for places in queues.values():
+        for k, n in enumerate(places):
+            war = needs[n][1]
+            last = bisect_left(places, war) - 1 if war >= 0 else k
+            row[n].passed_on = last > k
+            if last > k:
+                m = places[last]
+                needs[m] = needs[m][0], war if needs[m][1] < 0 else min(war, needs[m][1])
 
 
 def _pick(boards: list[_Open], cycle: int, need: int, done: int) -> int:
@@ -239,6 +262,7 @@ def _waits(rows: list[list[_Step]], after: list[list[int]]) -> None:
 
 def _run_boards(row: list[_Step], state: _Boards) -> _Boards:
     boards = list(state)
+    carried: dict[str, int] = {}
     for step in row:
         step.wait = 0
         touched = step.read_mask | step.write_mask
@@ -248,10 +272,13 @@ def _run_boards(row: list[_Step], state: _Boards) -> _Boards:
                 boards[n] = (0, 0)
         if step.write_board != NONE:
             writes, reads = boards[step.write_board]
-            boards[step.write_board] = (writes | step.write_mask, reads | step.late)
-        if step.read_board != NONE:
-            writes, reads = boards[step.read_board]
-            boards[step.read_board] = (writes, reads | step.late)
+            boards[step.write_board] = (writes | step.write_mask, reads | (0 if step.passed_on else step.late))
+        if step.passed_on:
+            carried[step.queue] = carried.get(step.queue, 0) | step.late
+        elif step.late and (step.read_board if step.read_board != NONE else step.write_board) != NONE:
+            board = step.read_board if step.read_board != NONE else step.write_board
+            writes, reads = boards[board]
+            boards[board] = (writes, reads | step.late | carried.pop(step.queue, 0))
     return tuple(boards)
 
 

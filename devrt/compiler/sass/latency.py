@@ -36,8 +36,8 @@ _UNIFORM_CLASSES = {"ULDC": "u.uldc", "UMOV": "u.umov", "VOTEU": "u.vote", "R2UR
 _PIPES = {op: pipe for pipe, ops in (("alu", _ALU), ("fma", _FMA), ("h16", _FP16), ("h16a", _FP16_ALU), ("f64", _FP64),
                                      ("agu", _AGU), ("cbu", _CBU), ("d64", _DISP64)) for op in ops.split()}
 # Class of the predicates that a pipe writes, and reads as operands.
-_PREDICATES = {"alu": "p.alu", "vadd": "p.alu", "d64": "p.alu", "fma": "p.fma", "wide": "p.fma", "h16": "p.h16", "h16a": "p.h16", "h16f": "p.h16",
-               "hmma2": "p.hmma2", "f64": "p.f64"}
+_PREDICATES = {"alu": "p.alu", "vadd": "p.alu", "d64": "p.alu", "fma": "p.fma", "wide": "p.fma", "h16": "p.h16", "h16a": "p.h16",
+               "h16f": "p.h16", "hmma2": "p.hmma2", "f64": "p.f64"}
 
 
 def pipe(i: Instruction, sm: int) -> str:
