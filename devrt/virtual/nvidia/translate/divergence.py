@@ -15,16 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from devrt.compiler.sass.flow import End, FlowBlock
-from devrt.compiler.sass.instruction import TRUE, File, Instruction, Operand, Reg, Special
+from devrt.compiler.sass.instruction import TRUE, Address, File, Instruction, Operand, Reg, Special
 from devrt.virtual.nvidia.translate import layout as at
 
 # Results that may differ between lanes whatever the sources are.
-_VARYING = ("LDG", "LD", "LDS", "LDL", "LDSM", "ATOM", "ATOMG", "ATOMS", "SHFL", "MATCH", "HMMA", "IMMA", "DMMA", "BMMA", "P2R",
+_VARYING = ("LDG", "LD", "LDS", "LDSM", "ATOM", "ATOMG", "ATOMS", "SHFL", "MATCH", "HMMA", "IMMA", "DMMA", "BMMA", "P2R",
             "BMOV", "TEX", "TLD")
 _SAME = ("VOTE", "B2R", "CS2R", "LEPC")  # one result for all lanes
 _MEETINGS = ("BAR", "WARPSYNC", "BSYNC")
 _SAME_SPECIAL = {0x25, 0x26, 0x27, 0x2F, 0x32, 0x43, 0x50, 0x51, 0x52, 0x53, 0x88}
 _PREDICATES = 256  # tokens of P0 on
+_ANYWHERE = 511    # of local memory as a whole
+_WORDS = 512       # of its words at known places on
 
 
 def masked(blocks: Mapping[int, FlowBlock], entry: int) -> set[int]:
@@ -90,6 +92,8 @@ def _through(instructions: list[Instruction], state: int) -> tuple[int, bool, bo
         guard = state & _of(i.guard)
         within |= bool(guard) and i.op in _MEETINGS
         written = _tokens(i.writes())
+        if i.op == "STL":
+            written = _local_words(i) or 1 << _ANYWHERE
         if not written:
             continue
         if i.op in ("S2R", "CS2R"):
@@ -97,13 +101,25 @@ def _through(instructions: list[Instruction], state: int) -> tuple[int, bool, bo
             differs = isinstance(source, Special) and source.number not in _SAME_SPECIAL
         elif i.op in _SAME:
             differs = False
+        elif i.op == "LDL":
+            words = _local_words(i)
+            differs = not words or bool(state & (words | 1 << _ANYWHERE))
         else:
             differs = i.op in _VARYING or bool(state & _tokens(i.reads()))
         if differs or guard:
             state |= written
-        elif i.guard == TRUE:
+        elif i.guard == TRUE and not written >> _ANYWHERE & 1:
             state &= ~written
     return state, False, within
+
+
+def _local_words(i: Instruction) -> int:
+    """The words of local memory that an instruction moves, as bits; 0 where they are not known."""
+    a = next(o.value for o in (*i.srcs, *i.dsts) if isinstance(o.value, Address))
+    if a.uniform is not None or (a.base is not None and not a.base.zero) or a.offset < 0:
+        return 0
+    data = next(o.value for o in (*i.dsts, *i.srcs) if isinstance(o.value, Reg))
+    return ((1 << max(data.words, 1)) - 1) << _WORDS + a.offset // 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ CLUSTER = 16             # the barrier of a cluster, which is one block
 
 SHARED = 24          # u64: host address of the block's shared memory
 SHARED_BYTES = 32    # u64
-LOCAL = 40           # u64: host address of the warp's local memory, lane after lane
+LOCAL = 40           # u64: host address of the warp's local memory: the first word of all lanes, the second ..
 LOCAL_LANE = 48      # u64: bytes of one lane: what lies from 0 up, behind it what lies below LOCAL_END
 STATES = 128         # u64: host address of the warps' states, one behind another
 LIVE_MASKS = 136     # u64: host address of a mask of lanes for each warp

@@ -71,7 +71,7 @@ def _address_of(i: Instruction) -> Address:
 
 def _access(w: Writer, function: str, at: str, size: int) -> None:
     """Let lanes load or store bytes, from or to their place on the way."""
-    if size in rows.SIZES and function.split("_")[0] in ("global", "shared"):
+    if size in rows.SIZES and not function.startswith("generic"):
         w.call("void", f"{function}{size}", _C, (w.vec("i64"), at), ("i32", w.lanes()), ("ptr", place(w)), _OK)
     else:
         lanes = _aligned(w, at, w.lanes(), size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from devrt.virtual.memory import Access
+from devrt.virtual.nvidia.translate.layout import LOCAL_END
 from devrt.virtual.nvidia.translate.writer import LANES
 
 SIZES = (4, 8, 16)
@@ -148,9 +149,69 @@ def _store(n: int) -> str:
   store {t} %w, ptr %p, align 4"""
 
 
+def _stack(n: int, action: str) -> str:
+    """All lanes at one address of their local memory: a row of words."""
+    move = "".join(f"""
+  %v{k} = load <{LANES} x i32>, ptr %q{k}, align 4
+  store <{LANES} x i32> %v{k}, ptr %d{k}, align 4""" if action == "load" else f"""
+  %v{k} = load <{LANES} x i32>, ptr %d{k}, align 4
+  call void @llvm.masked.store.v{LANES}i32.p0(<{LANES} x i32> %v{k}, ptr %q{k}, i32 4, <{LANES} x i1> %mask)"""
+                   for k in range(n // 4))
+    places = "".join(f"""
+  %q{k} = getelementptr i8, ptr %p, i64 {4 * LANES * k}
+  %d{k} = getelementptr i8, ptr %data, i64 {4 * LANES * k}""" for k in range(n // 4))
+    return f"""
+define internal void @local_{action}{n}(ptr %c, <{LANES} x i64> %va, i32 %exec, ptr %data, ptr %ok) noinline {{
+entry:
+  %none = icmp eq i32 %exec, 0
+  br i1 %none, label %done, label %look
+look:
+  %lane = call i32 @first(i32 %exec)
+  %a0 = extractelement <{LANES} x i64> %va, i32 %lane
+  %s1 = insertelement <{LANES} x i64> poison, i64 %a0, i32 0
+  %sv = shufflevector <{LANES} x i64> %s1, <{LANES} x i64> poison, <{LANES} x i32> zeroinitializer
+  %eq = icmp eq <{LANES} x i64> %va, %sv
+  %bits = bitcast <{LANES} x i1> %eq to i32
+  %in = and i32 %bits, %exec
+  %same = icmp eq i32 %in, %exec
+  %odd = and i64 %a0, {n - 1}
+  %aligned = icmp eq i64 %odd, 0
+  %size = call i64 @get_local_lane(ptr %c)
+  %low = call i64 @get_local_low(ptr %c)
+  %back = sub i64 %size, {LOCAL_END}
+  %up = add i64 %a0, %back
+  %below = icmp ult i64 %a0, %low
+  %at = select i1 %below, i64 %a0, i64 %up
+  %limit = select i1 %below, i64 %low, i64 %size
+  %first = select i1 %below, i64 0, i64 %low
+  %end = add i64 %at, {n}
+  %over = icmp ule i64 %end, %limit
+  %under = icmp uge i64 %at, %first
+  %g1 = and i1 %same, %aligned
+  %g2 = and i1 %over, %under
+  %good = and i1 %g1, %g2
+  br i1 %good, label %fast, label %slow
+fast:
+  %base = call i64 @get_local(ptr %c)
+  %row = shl i64 %at, 5
+  %h = add i64 %base, %row
+  %p = inttoptr i64 %h to ptr
+  %mask = bitcast i32 %exec to <{LANES} x i1>{places}{move}
+  ret void
+slow:
+  %m = call i32 @aligned(ptr %c, <{LANES} x i64> %va, i32 %exec, i64 {n}, ptr %ok)
+  call void @local_{action}(ptr %c, <{LANES} x i64> %va, i32 %m, i64 {n}, ptr %data, ptr %ok)
+  ret void
+done:
+  ret void
+}}
+"""
+
+
 TEXT = f"""
 declare i32 @llvm.ctlz.i32(i32, i1)
 declare <{LANES} x i32> @llvm.masked.load.v{LANES}i32.p0(ptr, i32, <{LANES} x i1>, <{LANES} x i32>)
 declare void @llvm.masked.store.v{LANES}i32.p0(<{LANES} x i32>, ptr, i32, <{LANES} x i1>)
 """ + "".join(_row(n, _load(n), _READ, space, "load") + _row(n, _store(n), _WRITE, space, "store")
-              for n in SIZES for space in ("global", "shared"))
+              for n in SIZES for space in ("global", "shared")) + "".join(
+                  _stack(n, action) for n in SIZES for action in ("load", "store"))

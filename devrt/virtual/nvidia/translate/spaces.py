@@ -17,18 +17,57 @@ FIELDS = "".join((
     field("shared_window", at.SHARED_WINDOW), field("local_window", at.LOCAL_WINDOW), field("entry", at.ENTRY, "i32")))
 
 
-def _space(name: str, prepare: str, lane: str) -> str:
-    """Loads and stores of %n bytes a lane in a memory of its own; what is outside is a fault."""
-    def one(action: str) -> str:
-        return f"""
-define internal void @{name}_{action}(ptr %c, <$W x i64> %va, i$W %exec, i64 %n, ptr %data, ptr %ok) noinline {{
-{prepare}
-  %in = call i$W @within(ptr %c, <$W x i64> %at, <$W x i64> %va, i$W %exec, i64 %n, i64 %size, i32 {KIND[f"outside {name} memory"]}, ptr %ok)
-  call void @near_{action}(<$W x i64> %at, i$W %in, i64 0, i64 %n, i64 %base, i64 {lane}, i64 %size, ptr %data)
+_SHARED, _LOCAL = KIND["outside shared memory"], KIND["outside local memory"]
+
+
+def _shared(action: str) -> str:
+    """Loads or stores of %n bytes a lane in shared memory; what is outside is a fault."""
+    return f"""
+define internal void @shared_{action}(ptr %c, <$W x i64> %va, i$W %exec, i64 %n, ptr %data, ptr %ok) noinline {{
+  %size = call i64 @get_shared_bytes(ptr %c)
+  %base = call i64 @get_shared(ptr %c)
+  %in = call i$W @within(ptr %c, <$W x i64> %va, <$W x i64> %va, i$W %exec, i64 %n, i64 %size, i32 {_SHARED}, ptr %ok)
+  call void @near_{action}(<$W x i64> %va, i$W %in, i64 0, i64 %n, i64 %base, i64 0, i64 %size, ptr %data)
   ret void
 }}
-"""  # noqa: E501
-    return one("load") + one("store")
+"""
+
+
+def _local(action: str) -> str:
+    """The same in local memory, where the first word of all lanes comes before the second."""
+    move = """  %v = call <$W x i32> @gather_size(<$W x ptr> %p, i$W %in, i64 %each)
+  store <$W x i32> %v, ptr %d, align 4""" if action == "load" else """  %v = load <$W x i32>, ptr %d, align 4
+  call void @scatter_size(<$W x ptr> %p, <$W x i32> %v, i$W %in, i64 %each)"""
+    return f"""
+define internal void @local_{action}(ptr %c, <$W x i64> %va, i$W %exec, i64 %n, ptr %data, ptr %ok) noinline {{
+entry:
+  %size = call i64 @get_local_lane(ptr %c)
+  %base = call i64 @get_local(ptr %c)
+  %at = call <$W x i64> @local_at(ptr %c, <$W x i64> %va)
+  %in = call i$W @within(ptr %c, <$W x i64> %at, <$W x i64> %va, i$W %exec, i64 %n, i64 %size, i32 {_LOCAL}, ptr %ok)
+  %narrow = icmp ult i64 %n, 4
+  %each = select i1 %narrow, i64 %n, i64 4
+  %byte = and <$W x i64> %at, splat (i64 3)
+  %word = and <$W x i64> %at, splat (i64 -4)
+  %rows = shl <$W x i64> %word, splat (i64 5)
+  %own = shl <$W x i64> $NUMBERS, splat (i64 2)
+  %o1 = add <$W x i64> %rows, %own
+  %o2 = add <$W x i64> %o1, %byte
+  br label %words
+words:
+  %k = phi i64 [ 0, %entry ], [ %k2, %words ]
+  %far = mul i64 %k, $W
+  %start = add i64 %base, %far
+  %p = call <$W x ptr> @hosts(<$W x i64> %o2, i64 %start)
+  %d = getelementptr i8, ptr %data, i64 %far
+{move}
+  %k2 = add i64 %k, 4
+  %more = icmp ult i64 %k2, %n
+  br i1 %more, label %words, label %done
+done:
+  ret void
+}}
+"""
 
 
 _LOCAL_AT = f"""
@@ -111,11 +150,7 @@ define internal i32 @lost(ptr %c, i32 %place) noinline cold {{
   %r = call i32 @leave(ptr %c, i64 %p, i32 {KIND["bad address"]})
   ret i32 %r
 }}
-""" + _LOCAL_AT + _space("shared", """  %size = call i64 @get_shared_bytes(ptr %c)
-  %base = call i64 @get_shared(ptr %c)
-  %at = add <$W x i64> %va, zeroinitializer""", "0") + _space("local", """  %size = call i64 @get_local_lane(ptr %c)
-  %base = call i64 @get_local(ptr %c)
-  %at = call <$W x i64> @local_at(ptr %c, <$W x i64> %va)""", "%size")
+""" + _LOCAL_AT
 
 _GENERIC = """
 ; an access of addresses that may lie in either window
@@ -199,4 +234,5 @@ define internal void @constant_load(ptr %c, i64 %bank, <$W x i64> %at, i$W %exec
 }}
 """  # noqa: E501
 
-TEXT = gather.for_lanes(_TEXT + _GENERIC + _CONSTANT, LANES)
+_SPACES = "".join(_shared(action) + _local(action) for action in ("load", "store"))
+TEXT = gather.for_lanes(_TEXT + _SPACES + _GENERIC + _CONSTANT, LANES)
