@@ -285,18 +285,18 @@ def test_a_warp_fault(r: Rig, kind: str, error: int, text: str) -> None:
 
 def test_a_wild_store(r: Rig) -> None:
     def store(launch: Launch, space: AddressSpace) -> None:
-        fault = MemoryFault(0x12_3456_7000, "write", "not mapped")
+        fault = MemoryFault(0xF1_3456_7000, "write", "not mapped")
         fault.pc, fault.lane = launch.entry + 16, 4
         raise fault
     line, entry, s = r.channel(), r.kernel(store), r.memory()
     text = line.send(semaphore(line.launch(r.qmd(entry)), s, 1, operation=1)).error()
-    assert "Xid 31: channel 0x00000001, intr 00000000. MMU Fault: ENGINE GRAPHICS GPC0 GPCCLIENT_T1_0 faulted @ 0x12_34567000. " \
+    assert "Xid 31: channel 0x00000001, intr 00000000. MMU Fault: ENGINE GRAPHICS GPC0 GPCCLIENT_T1_0 faulted @ 0xf1_34567000. " \
            "Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_WRITE" in text
     assert f"kernel {entry:#x}" in text and r.u64(s) == 0
     fault, = r.gpu.mmu_faults
-    assert (fault.address, fault.access_type) == (0x1234567000, 1)
+    assert (fault.address, fault.access_type) == (0xF134567000, 1)
     state, = r.gpu.sm_errors
-    assert (state.pc, state.address) == (entry + 16, 0x1234567000)
+    assert (state.pc, state.address) == (entry + 16, 0xF134567000)
 
 
 # --- caches ---

@@ -98,8 +98,8 @@ def test_launches_on_different_pages_do_not(r: Rig) -> None:
 
 def test_a_wild_store(r: Rig) -> None:
     line, entry = r.channel(), code(r, STORE)
-    text = line.send(line.launch(descriptor(r, entry, 0x66_0000_0000))).error()
-    assert "GPCCLIENT_T1_0 faulted @ 0x66_00000000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_WRITE" in text
+    text = line.send(line.launch(descriptor(r, entry, 0xF0_0000_0000))).error()
+    assert "GPCCLIENT_T1_0 faulted @ 0xf0_00000000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_WRITE" in text
     state, = r.gpu.sm_errors
     assert (state.warp_esr & 0xFFFF, state.pc) == (0x20, entry + 16 * (len(STORE) - 2))
     line = r.channel()
