@@ -269,7 +269,7 @@ def test_the_shape_of_a_folder_is_not_an_option(tmp_path: Path) -> None:
     assert done.returncode == 2 and "a FOLDER has its own shape" in done.stderr
 
 
-@pytest.mark.parametrize("uri", ["virtual:amd/gfx1100", "virtual:amd/gfx942"])
+@pytest.mark.parametrize("uri", ["virtual:amd/gfx1100", "virtual:amd/gfx942", "virtual:nvidia/sm_90"])
 def test_a_virtual_gpu_gives_the_cpus_text_and_bits(uri: str, tmp_path: Path) -> None:
     c = dataclasses.replace(SMALL, layers=2, dim=64, heads=4, hidden=128)
     checkpoint.save(tmp_path, c, checkpoint.random_weights(c))
