@@ -170,7 +170,7 @@ class GrInfo(enum.IntEnum):
 
 
 class FbInfo(enum.IntEnum):
-    """Index of a pair of FB_GET_INFO_V2. Sizes are in KiB."""
+    """Index of a pair of FB_GET_INFO_V2. Sizes are in KiB, that of the L2 cache in bytes."""
 
     BAR1_SIZE = 0x05
     RAM_SIZE = 0x07

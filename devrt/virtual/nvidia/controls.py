@@ -318,12 +318,11 @@ def fb_info(call: ControlCall) -> None:
         FbInfo.BAR1_SIZE: node.bar1_bytes, FbInfo.BAR1_AVAIL_SIZE: node.bar1_bytes - card.bar1_used,
         FbInfo.RAM_SIZE: model.vram_bytes, FbInfo.TOTAL_RAM_SIZE: model.vram_bytes, FbInfo.USABLE_RAM_SIZE: node.vram_usable,
         FbInfo.HEAP_SIZE: node.vram_usable, FbInfo.HEAP_FREE: node.vram_usable - card.vram_used,
-        FbInfo.L2CACHE_SIZE: model.l2_kib << 20, FbInfo.BUS_WIDTH: model.bus_bits << 10,
     }
+    plain = {FbInfo.L2CACHE_SIZE: model.l2_kib << 10, FbInfo.BUS_WIDTH: model.bus_bits}
     for index in range(params.fbInfoListSize):
         row = params.fbInfoList[index]
-        data = known.get(row.index, 0)  # in KiB, but the last two: bytes, and bits
-        row.data = data >> 10
+        row.data = plain[row.index] if row.index in plain else known.get(row.index, 0) >> 10
 
 
 @control("NV2080_CTRL_CMD_FB_FLUSH_GPU_CACHE", Subdevice)

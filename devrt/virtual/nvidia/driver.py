@@ -128,9 +128,7 @@ class NvidiaDriver:
             if isinstance(what, UvmFile):
                 self._close_space(what)
             elif isinstance(what, NodeFile):
-                what.closed = True
-                if what.mapping is not None:
-                    what.mapping.release()
+                what.closed = True  # RM's mapping stays, and its part of BAR1, until it is unmapped or the memory is freed
                 if what.card is not None:
                     what.card.opens -= 1
                     self._idle(what.card)

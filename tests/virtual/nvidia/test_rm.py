@@ -173,12 +173,21 @@ def test_the_aperture_is_finite_and_is_given_back() -> None:
         address, _ = client.map(gpu.device, memory, 4 * MIB, fd)
         with refused("NO_MEMORY"):
             gpu.map_vram(memory, 4096)
-        answer = client.escape(client.control_fd, "NV_ESC_RM_UNMAP_MEMORY", hClient=client.root, hDevice=gpu.device,
-                               hMemory=memory, pLinearAddress=address)
-        assert not answer.status and not gpu.card.bar1_used
+        def unmap() -> int:
+            answer = client.escape(client.control_fd, "NV_ESC_RM_UNMAP_MEMORY", hClient=client.root, hDevice=gpu.device,
+                                   hMemory=memory, pLinearAddress=address)
+            return int(answer.status)
+
+        assert unmap() == 0 and not gpu.card.bar1_used
         with refused("STATE_IN_USE"):  # what was on the descriptor stays until it is closed
             client.map(gpu.device, memory, 4096, fd)
+        other = client.open_gpu()
+        address, _ = client.map(gpu.device, memory, 4 * MIB, other)
+        system.close(other)  # which unmaps nothing
+        assert gpu.card.bar1_used == 4 * MIB and unmap() == 0 and unmap() == 0x57
         assert gpu.map_vram(memory, 4 * MIB)
+        client.free(memory)
+        assert not gpu.card.bar1_used
 
 
 def test_pages_of_the_process_are_pinned_where_they_are() -> None:
