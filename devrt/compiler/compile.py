@@ -79,7 +79,7 @@ def _sass(p: Properties) -> Backend:
     from devrt.compiler.sass import backend
     from devrt.compiler.sass import target as sass
     t = sass.target(p.isa)
-    part = min(p.scratch_bytes, t.shared_bytes) // t.groups
+    part = min(p.scratch_bytes, sass.SHARED_A_GROUP)
     tuning = Tuning(sass.LANES, sass.REGISTERS, part // 4, part // 2, p.compute_units * t.groups, part, t.matrix_units, GPU_CHUNK)
     return Backend(tuning, t.key,
                    lambda program: backend.compile_program(program, t), lambda program: backend.assembly(program, t))

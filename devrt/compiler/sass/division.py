@@ -1,14 +1,14 @@
 """Exact division. Floats: an approximation of 1/b, a Newton step or two, then remainders, which fma gives without error.
 
-MUFU.RCP may be off by two units in the last place and MUFU.RCP64H by two of its high word: the sequences hold for all of these. The last
-fma rounds correctly if y is 1/b to half a unit, or a little above it where b is just below a power of two; there 1/b lies just above the middle
-of two floats, so a Newton step that errs upwards by 2^-17 units (2^-28) finds the right one. For float32, all a were tried with the 200
-greatest fractions of b; for others the bound on the error suffices (P. Markstein, "IA-64 and Elementary Functions", 2000).
-Where the remainder could lose bits or the quotient leave the normal range, a second sequence runs, which a warp skips
-if none of its lanes needs it.
+MUFU.RCP may be off by two units in the last place and MUFU.RCP64H by two of its high word: the sequences hold for all of these.
+The last fma rounds correctly if y is 1/b to half a unit, or a little above it where b is just below a power of two; there 1/b
+lies just above the middle of two floats, so a Newton step that errs upwards by 2^-17 units (2^-28) finds the right one. For
+float32, all a were tried with the 200 greatest fractions of b; for others the bound on the error suffices (P. Markstein, "IA-64
+and Elementary Functions", 2000). Where the remainder could lose bits or the quotient leave the normal range, a second sequence
+runs, which a warp skips if none of its lanes needs it.
 
-Integers, unsigned: the scaled reciprocal never exceeds 2^32/b and is too small by less than 2^-19 of itself; one step squares that, and the
-quotient is then short by two at most.
+Integers, unsigned: the scaled reciprocal never exceeds 2^32/b and is too small by less than 2^-19 of itself; one step squares
+that, and the quotient is then short by two at most.
 """
 
 from __future__ import annotations
@@ -122,11 +122,12 @@ def _fraction(s: Emitter, x: Operand) -> tuple[Operand, Operand]:
     """(|x| as a number in [1, 2), the exponent of two that it lacks) of a finite number other than 0."""
     high = integer.logic(s, "and", s.part(x, 1), s.imm(0x7FFFFFFF))
     tiny = integer.compare(s, "lt", high, s.imm(1 << 20), signed=False)
-    scaled = s.pair(s.emit("DMUL", (), s.whole(Pair(s.part(x, 0), high)), s.whole(s.pair_constant((_BIAS64 + 54) << 52)), words=2))
+    up = s.whole(s.pair_constant((_BIAS64 + 54) << 52))
+    scaled = s.pair(s.emit("DMUL", (), s.whole(Pair(s.part(x, 0), high)), up, words=2))
     low, high = s.choose(tiny, scaled.lo, s.part(x, 0)), s.choose(tiny, s.hi(scaled), high)
     shifted = integer.shift_right(s, high, s.imm(20), signed=False)
     exponent = integer.sub(s, shifted, s.choose(tiny, s.imm(54), ZERO))
-    mantissa = s.emit("LOP3", ("LUT",), high, s.imm(0xFFFFF), s.reg(s.imm(0x3FF00000)), s.byte(0xEA), s.inv(TRUE))
+    mantissa = integer.merged(s, high, 0xFFFFF, s.imm(0x3FF00000))
     return s.whole(Pair(low, mantissa)), exponent
 
 
@@ -139,14 +140,14 @@ def _any_float64(s: Emitter, a: Operand, b: Operand, where: Bool, result: Operan
     words = s.pair(q)
     # q is in (1/2, 2): its 53 bits, two more to the right, the last of them set where there is a remainder (one less if negative)
     of_q = integer.shift_right(s, s.hi(words), s.imm(20), signed=False)
-    bits = Pair(words.lo, s.emit("LOP3", ("LUT",), s.hi(words), s.imm(0xFFFFF), s.reg(s.imm(0x100000)), s.byte(0xEA), s.inv(TRUE)))
+    bits = Pair(words.lo, integer.merged(s, s.hi(words), 0xFFFFF, s.imm(0x100000)))
     four = integer.shift64(s, "shl", bits, s.imm(2), signed=False)
-    none = integer.compare(s, "eq", s.emit("LOP3", ("LUT",), s.hi(rest), s.imm(0x7FFFFFFF), rest.lo, s.byte(0xEA), s.inv(TRUE)),
+    none = integer.compare(s, "eq", integer.merged(s, s.hi(rest), 0x7FFFFFFF, rest.lo),
                            ZERO, signed=False)
     below = integer.compare(s, "lt", s.hi(rest), ZERO, signed=True)
     step = s.choose(none, ZERO, s.choose(below, s.imm(-1), s.imm(1)))
     exact = integer.add64(s, four, Pair(step, None))
-    # the quotient's exponent field; below 1 its bits go right. `exact` has the leading bit at 54, or at 53 beneath a power of two.
+    # the quotient's exponent field; below 1 its bits go right
     field = integer.add(s, integer.sub(s, ea, eb), of_q)
     drop = integer.extreme(s, "max", integer.sub(s, s.imm(1), field), ZERO, signed=True)
     drop = integer.add(s, integer.extreme(s, "min", drop, s.imm(61), signed=True), s.imm(2))
@@ -165,7 +166,8 @@ def _any_float64(s: Emitter, a: Operand, b: Operand, where: Bool, result: Operan
     high = integer.logic(s, "or", high, sign)
     # zeros, infinities and NaNs: what a * (1/b) gives, of numbers like 1 in place of finite ones that are not 0
     tame = [_tame(s, x) for x in (a, b)]
-    special = s.pair(s.emit("DMUL", (), tame[0][0], s.whole(Pair(ZERO, s.emit("MUFU", ("RCP64H",), s.part(tame[1][0], 1)))), words=2))
+    reciprocal = s.whole(Pair(ZERO, s.emit("MUFU", ("RCP64H",), s.part(tame[1][0], 1))))
+    special = s.pair(s.emit("DMUL", (), tame[0][0], reciprocal, words=2))
     either = Bool(tame[0][1].op, tame[0][1].mods, tame[0][1].srcs, "OR", tame[1][1], depth=2, level=s.here)
     s.kept.append(either)
     chosen = s.choose_pair(either, special, Pair(low, high))
@@ -178,11 +180,10 @@ def _tame(s: Emitter, x: Operand) -> tuple[Operand, Bool]:
     """(x where it is 0, infinite or NaN, else 1 with its sign; whether it is one of these)"""
     word = s.part(x, 1)
     magnitude = integer.logic(s, "and", word, s.imm(0x7FFFFFFF))
-    # 0 or at least the bits of infinity, in one comparison: less one, the high word of 0 is the greatest
-    zero = integer.compare(s, "eq", s.emit("LOP3", ("LUT",), magnitude, s.part(x, 0), ZERO, s.byte(0xFC), s.inv(TRUE)), ZERO, signed=False)
+    zero = integer.compare(s, "eq", integer.logic(s, "or", magnitude, s.part(x, 0)), ZERO, signed=False)
     large = integer.compare(s, "GE", magnitude, s.imm(0x7FF00000), signed=False)
     odd = s.test(s.choose(zero, s.imm(1), s.bit(large)))
-    one = s.emit("LOP3", ("LUT",), word, s.imm(1 << 31), s.reg(s.imm(0x3FF00000)), s.byte(0xEA), s.inv(TRUE))
+    one = integer.merged(s, word, 1 << 31, s.imm(0x3FF00000))
     return s.whole(Pair(s.choose(odd, s.part(x, 0), ZERO), s.choose(odd, word, one))), odd
 
 
@@ -217,7 +218,7 @@ def to_float(s: Emitter, a: Operand, *, signed: bool) -> Operand:
 
 def by_constant(s: Emitter, a: Operand, divisor: int, most: int) -> Operand:
     """a / divisor of an unsigned word that is at most `most`, by a product (Granlund and Montgomery, "Division by invariant
-    integers using multiplication", 1994): m = ceil(2^(32+k) / divisor) serves if its excess, times `most`, stays below 2^(32+k)."""
+    integers using multiplication", 1994): m = ceil(2^(32+k) / divisor) serves if its excess, times `most`, is below 2^(32+k)."""
     if divisor & (divisor - 1) == 0:
         return integer.shift_right(s, a, s.imm(divisor.bit_length() - 1), signed=False)
     if most < divisor:

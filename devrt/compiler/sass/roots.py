@@ -1,7 +1,7 @@
 """Exact square roots: an approximation of 1/sqrt(x), a Newton step, and a remainder, which fma gives without error.
 
-MUFU.RSQ may be off by two units in the last place, MUFU.RSQ64H by two of its high word. Small numbers are scaled by a power of four first,
-so that no remainder loses bits.
+MUFU.RSQ may be off by two units in the last place, MUFU.RSQ64H by two of its high word. Small numbers are scaled by a power of
+four first, so that no remainder loses bits.
 """
 
 from __future__ import annotations

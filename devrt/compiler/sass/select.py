@@ -1,6 +1,7 @@
 """LIR -> mir: a walk over the program that writes each instruction's machine code.
 
-A LIR register is an Operand (up to 32 bits, narrow types extended to a word), a Pair (64 bits), a Bool (select_emit.py) or an Int (select_index.py).
+A LIR register is an Operand (up to 32 bits, narrow types extended to a word), a Pair (64 bits), a Bool (select_emit.py) or an Int
+(select_index.py).
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from devrt.compiler import dtypes as dt
 from devrt.compiler import lir
 from devrt.compiler.lir import Inst, Reg
+from devrt.compiler.sass import instruction as sass
 from devrt.compiler.sass import (
     optimise,
+    select_blocks,
     select_convert,
     select_float,
     select_index,
@@ -18,7 +21,6 @@ from devrt.compiler.sass import (
     select_memory,
     select_number,
 )
-from devrt.compiler.sass import instruction as sass
 from devrt.compiler.sass.instruction import TRUE, Cbuf, File, Operand, Special
 from devrt.compiler.sass.mir import Function
 from devrt.compiler.sass.select_emit import ZERO, Bool, Emitter, Pair
@@ -29,7 +31,6 @@ from devrt.device import CompileError
 _TID_X, _CTAID_X = 0x21, 0x25
 _BITS_MATTER = ("store", "select", "bitcast", "lane_xor", "lane_get", "loop", "when", "yield")  # these keep the bits of a NaN
 _ALIGN = 64  # of arrays
-_TIMES, _PRODUCTS = 4, 32  # how often a loop of so many fma is repeated
 
 Value = Operand | Pair | Bool
 
@@ -50,7 +51,7 @@ class Selector(Emitter):
         self.descriptor: sass.Reg | None = None
         self.system = ("SYS",) if target.sm == 75 else ()
         self.minus_zero = self.derived(ZERO, "minus", lambda: Operand(ZERO.value, neg=True))
-        self.fragments: dict[tuple[int, int], Operand] = {}  # what LDSM brought since shared memory was last written, in this region
+        self.fragments: dict[tuple[int, int], Operand] = {}  # what LDSM brought, until memory changes
         self.halves: dict[sass.Reg, tuple[Operand, int]] = {}  # half 0 or 1 of a word that was loaded
         self._order = 0
         self._halves: dict[tuple[object, ...], Int] = {}
@@ -88,7 +89,8 @@ class Selector(Emitter):
         p, target = self.p, self.target
         if target.sm >= 90:
             uniform = self.new(2, File.UR)
-            self.put("LDCU" if target.sm >= 100 else "ULDC", ("64",), (uniform,), (Operand(Cbuf(0, DESCRIPTORS[target.sm], words=2)),))
+            place = Operand(Cbuf(0, DESCRIPTORS[target.sm], words=2))
+            self.put("LDCU" if target.sm >= 100 else "ULDC", ("64",), (uniform,), (place,))
             assert isinstance(uniform.value, sass.Reg)
             self.descriptor = uniform.value
         for n, prm in enumerate(p.params):
@@ -127,10 +129,10 @@ class Selector(Emitter):
         else:
             self.values[r] = value
 
-    def int(self, r: Reg) -> Int:
+    def number(self, r: Reg) -> Int:
         return self.ints[r]
 
-    def bool(self, r: Reg) -> Bool:
+    def truth(self, r: Reg) -> Bool:
         value = self.values[r]
         assert isinstance(value, Bool)
         return value
@@ -159,7 +161,8 @@ class Selector(Emitter):
         if found is None:
             with self.unbound():
                 if x.wide and not x.small:
-                    value: Operand | Pair = select_integer.shift64(self, "shr", select_index.pair(self, x), self.imm(1), signed=True)
+                    pair = select_index.pair(self, x)
+                    value: Operand | Pair = select_integer.shift64(self, "shr", pair, self.imm(1), signed=True)
                 else:
                     word = select_integer.shift_right(self, select_index.low(self, x), self.imm(1), signed=True)
                     value = Pair(word, ZERO if x.lo >= 0 else None) if x.wide else word
@@ -209,11 +212,11 @@ class Selector(Emitter):
 
     def _logic(self, i: Inst) -> None:
         """Instructions on bools."""
-        a = self.bool(i.args[0])
+        a = self.truth(i.args[0])
         if i.op == "not":
             self.values[i.out[0]] = self._not(a)
             return
-        b = self.bool(i.args[1])
+        b = self.truth(i.args[1])
         how = {"and": "AND", "min": "AND", "or": "OR", "max": "OR", "xor": "XOR", "ne": "XOR"}.get(i.op)
         if how is None:  # equal; less: !a and b; less or equal: !a or b
             if i.op == "eq":
@@ -242,7 +245,7 @@ class Selector(Emitter):
         return Bool(a.op, a.mods, a.srcs, how, b, False, a.low, a.depth + b.depth, max(a.level, b.level))
 
     def do_select(self, i: Inst) -> None:
-        out, c = i.out[0], self.bool(i.args[0])
+        out, c = i.out[0], self.truth(i.args[0])
         if out.dtype in (dt.int32, dt.int64):
             a, b = self.ints[i.args[1]], self.ints[i.args[2]]
             if not c.op:
@@ -256,7 +259,7 @@ class Selector(Emitter):
                 value = self.choose_pair(c, select_index.pair(self, a), select_index.pair(self, b))
             self.ints[out] = select_index.atom(self, value, lo, hi, wide=a.wide, aligned=min(a.aligned, b.aligned))
         elif out.dtype is dt.bool_:
-            x, y = self.bool(i.args[1]), self.bool(i.args[2])
+            x, y = self.truth(i.args[1]), self.truth(i.args[2])
             self.values[out] = self.test(self.choose(c, self.bit(x), self.bit(y)))
         elif out.dtype.bits == 64:
             self.values[out] = self.choose_pair(c, self.wide(i.args[1]), self.wide(i.args[2]))
@@ -331,7 +334,7 @@ class Selector(Emitter):
             self.put("SHFL", (mode,), (TRUE, r), (word, self.byte(lane, 5), self.byte(31, 13)))
             return r
         if out.dtype is dt.bool_:
-            self.values[out] = self.test(exchanged(self.bit(self.bool(a))))
+            self.values[out] = self.test(exchanged(self.bit(self.truth(a))))
         elif a in self.ints and self.ints[a].small:
             x = self.ints[a]
             word = exchanged(select_index.low(self, x))
@@ -351,174 +354,14 @@ class Selector(Emitter):
 
     # ----- structure
 
-    def _words(self, r: Reg) -> list[Operand]:
-        """A register's words as they are carried through a loop; a bool is 0 or 1."""
-        if r.dtype is dt.bool_:
-            return [self.bit(self.bool(r))]
-        if r.dtype.bits == 64:
-            pair = self.wide(r)
-            return [pair.lo, self.hi(pair)]
-        return [self.word(r)]
-
-    def _holder(self, r: Reg) -> Operand:
-        return self.new(2 if r.dtype.bits == 64 else 1)
-
-    def _held(self, r: Reg, holder: Operand) -> None:
-        """Define `r` as what `holder` has from here on."""
-        seen = self.known(Operand(holder.value), self.here)
-        self.define(r, self.test(seen) if r.dtype is dt.bool_ else self.pair(seen) if r.dtype.bits == 64 else seen)
-
-    def _parts(self, holder: Operand) -> list[Operand]:
-        assert isinstance(holder.value, sass.Reg)
-        return [holder] if holder.value.words == 1 else [self.part(holder, 0), self.part(holder, 1)]
-
-    def _move(self, holders: list[Operand], values: list[list[Operand]], guard: Operand = TRUE) -> None:
-        """Set all holders at once."""
-        targets = [part for holder in holders for part in self._parts(holder)]
-        sources = [word for words in values for word in words]
-        written = {part.value for part in targets}
-        for n, word in enumerate(sources):
-            if word.value in written and word.value != targets[n].value:
-                saved = self.new()
-                self.put("MOV", (), (saved,), (word,))
-                sources[n] = saved
-        for part, word in zip(targets, sources, strict=True):
-            if part.value != word.value:
-                self.put("MOV", (), (part,), (word,), guard)
-
     def do_yield(self, i: Inst) -> None:
         """Its block's instruction reads it."""
 
     def do_loop(self, i: Inst) -> None:
-        lo, hi, step = self.ints[i.args[0]], self.ints[i.args[1]], i.attrs["step"]
-        turns = -(-(hi.known - lo.known) // step) if lo.known is not None and hi.known is not None else None
-        if turns is not None and turns <= 1:
-            self._straight(i, lo, turns)
-            return
-        times = _times(i, lo, hi, turns)
-        most = max(hi.hi - 1, lo.lo)
-        small = lo.small and hi.small and hi.hi + step * times < 1 << 31
-        counter = self.new(1 if small or not lo.wide else 2)
-        holders = [self._holder(r) for r in i.inner[1:]]
-        self._move(holders, [self._words(r) for r in i.args[2:]])
-        self._move([counter], [[select_index.low(self, lo)] if self._one(counter) else [(x := self.wide(i.args[0])).lo, self.hi(x)]])
-        limit = select_index.low(self, hi) if small else None
-        if limit is None:
-            self.value(i.args[1])
-        head, done = self.label("loop"), self.label("done")
-        guarded = hi.lo <= lo.hi
-        with self.region(fixed=False) as body:
-            seen = self.known(Operand(counter.value), self.here)
-            value: Operand | Pair = self.pair(seen) if not self._one(counter) else Pair(seen, ZERO if lo.lo >= 0 else None) if lo.wide \
-                else seen
-            stride = select_index.power_of_two(step * times)
-            self.ints[i.inner[0]] = select_index.atom(self, value, lo.lo, most, wide=lo.wide, aligned=min(stride, lo.aligned))
-            for r, holder in zip(i.inner[1:], holders, strict=True):
-                self._held(r, holder)
-            self.fragments.clear()
-            self.block(i.body)
-            first = self.ints[i.inner[0]]
-            for turn in range(1, times):
-                following = select_index.linear(self, first, 1, select_index.constant(self, turn * step, wide=lo.wide), 1)
-                assert following is not None
-                found = [self.ints.get(r) or self.values[r] for r in i.body[-1].args]
-                self.ints[i.inner[0]] = following
-                for r, x in zip(i.inner[1:], found, strict=True):
-                    if isinstance(x, Int):
-                        self.ints[r] = x
-                    else:
-                        self.values[r] = x
-                self.block(i.body)
-            step *= times
-            self.fragments.clear()
-            self._move(holders, [self._words(r) for r in i.body[-1].args])
-            again = self._advance(counter, step, i.args[1], limit)
-            self.branch(head, again)
-        if guarded:
-            enter = select_number.compare(self, "lt", lo, hi)
-            self.branch(done, self.inv(self.predicate(enter)))
-        self.mark(head)
-        self.regions[-1] += body
-        self.mark(done)
-        for r, holder in zip(i.out, holders, strict=True):
-            self._held(r, holder)
-
-    @staticmethod
-    def _one(r: Operand) -> bool:
-        return isinstance(r.value, sass.Reg) and r.value.words == 1
-
-    def _advance(self, counter: Operand, step: int, hi: Reg, limit: Operand | None) -> Operand:
-        """Count, and whether to go on."""
-        p = self.new(file=File.P)
-        if limit is not None:
-            self.put("IADD3", (), (counter,), (counter, self.imm(step), ZERO))
-            self.put("ISETP", ("LT", "AND"), (p, TRUE), (counter, limit, TRUE))
-            return p
-        if self._one(counter):  # an int32 counter near the end of its range: it may pass it
-            before = self.new()
-            self.put("MOV", (), (before,), (counter,))
-            self.put("IADD3", (), (counter,), (counter, self.imm(step), ZERO))
-            self.put("ISETP", ("LT", "AND"), (p, TRUE), (counter, self.word(hi), TRUE))
-            q = self.new(file=File.P)
-            self.put("ISETP", ("LT", "AND"), (q, TRUE), (before, counter, p))
-            return q
-        end = self.wide(hi)
-        lo, high = self.part(counter, 0), self.part(counter, 1)
-        carry, below = self.new(file=File.P), self.new(file=File.P)
-        self.put("IADD3", (), (lo, carry), (lo, self.imm(step), ZERO))
-        self.put("IADD3", ("X",), (high,), (high, self.imm(step >> 32), ZERO, carry, self.inv(TRUE)))
-        self.put("ISETP", ("LT", "U32", "AND"), (below, TRUE), (lo, end.lo, TRUE))
-        self.put("ISETP", ("LT", "AND", "EX"), (p, TRUE), (high, self.hi(end), TRUE, below))
-        return p
-
-    def _straight(self, i: Inst, lo: Int, turns: int) -> None:
-        """A loop of one turn, or none."""
-        sources = i.args[2:]
-        if turns == 1:
-            self._same(i.inner[0], i.args[0])
-            for r, source in zip(i.inner[1:], sources, strict=True):
-                self._same(r, source)
-            self.block(i.body)
-            sources = i.body[-1].args
-        for r, source in zip(i.out, sources, strict=True):
-            self._same(r, source)
-
-    def _same(self, r: Reg, source: Reg) -> None:
-        if source in self.ints:
-            self.ints[r] = self.ints[source]
-        else:
-            self.values[r] = self.values[source]
+        select_blocks.loop(self, i)
 
     def do_when(self, i: Inst) -> None:
-        c = self.bool(i.args[0])
-        if not c.op:
-            if not c.inv:
-                self.block(i.body)
-            for r, source in zip(i.out, i.args[1:] if c.inv else i.body[-1].args, strict=True):
-                self._same(r, source)
-            return
-        holders = [self._holder(r) for r in i.out]
-        self._move(holders, [self._words(r) for r in i.args[1:]])
-
-        def body() -> None:
-            self.fragments.clear()
-            self.block(i.body)
-            self.fragments.clear()
-            values = [self._words(r) for r in i.body[-1].args]
-            self._move(holders, values, self.predicate(c))
-        self.when(c, body)
-        for r, holder in zip(i.out, holders, strict=True):
-            self._held(r, holder)
-
-
-def _times(i: Inst, lo: Int, hi: Int, turns: int | None) -> int:
-    """How often a loop's body is repeated in one turn: four times where it is made of products and the count allows it. What
-    all lanes read of one row then comes as vectors."""
-    if sum(x.op == "fma" for x in i.body) < _PRODUCTS or any(x.op in ("loop", "when", "barrier", "store") for x in i.body):
-        return 1
-    if turns is None and min(lo.aligned, hi.aligned) % (_TIMES * i.attrs["step"]) == 0 or turns is not None and turns % _TIMES == 0:
-        return _TIMES
-    return 1
+        select_blocks.when(self, i)
 
 
 def select(program: lir.Program, target: SassTarget) -> Function:

@@ -1,8 +1,8 @@
 """Casts: one rounding to nearest even, saturation, NaN -> 0, canonical NaNs (lir.py).
 
 The storage types are words: float16, bfloat16 and the two of 8 bits as their bits, extended by zeros. fp8, and bfloat16 before
-sm_80, are converted by integer arithmetic. float64 goes to them through float32 rounded to odd, so that the second rounding is the only one that
-counts (S. Boldo, G. Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+sm_80, are converted by integer arithmetic. float64 goes to them through float32 rounded to odd, so that the second rounding is
+the only one that counts (S. Boldo, G. Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from devrt.compiler.dtypes import DType
 from devrt.compiler.sass import division
 from devrt.compiler.sass import select_integer as integer
 from devrt.compiler.sass.instruction import Operand
-from devrt.compiler.sass.select_emit import FALSE, ZERO, Bool, Pair
+from devrt.compiler.sass.select_emit import ZERO, Bool, Pair
 from devrt.compiler.sass.select_float import NAN, bits32
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _sticky(s: Selector, a: Operand, *, signed: bool) -> Operand:
     above them that stands for all."""
     low = integer.logic(s, "and", a, s.imm(0xFF))
     some = s.choose(s.test(low), s.imm(0x100), ZERO)
-    kept = s.emit("LOP3", ("LUT",), a, s.imm(0xFFFFFF00), s.reg(some), s.byte(0xEA), FALSE)
+    kept = integer.merged(s, a, 0xFFFFFF00, some)
     size = integer.absolute(s, a) if signed else a
     return s.choose(integer.compare(s, "GE", size, s.imm(1 << 24), signed=False), kept, a)
 
@@ -110,7 +110,7 @@ def _sticky(s: Selector, a: Operand, *, signed: bool) -> Operand:
 def _sticky64(s: Selector, a: Pair, *, signed: bool) -> Pair:
     """The same for float64: of more than 53 bits, the last 11."""
     some = s.choose(s.test(integer.logic(s, "and", a.lo, s.imm(0x7FF))), s.imm(0x800), ZERO)
-    kept = s.emit("LOP3", ("LUT",), s.reg(a.lo), s.imm(0xFFFFF800), s.reg(some), s.byte(0xEA), FALSE)
+    kept = integer.merged(s, a.lo, 0xFFFFF800, some)
     size = s.hi(integer.absolute64(s, a)) if signed else s.hi(a)
     large = integer.compare(s, "GE", size, s.imm(1 << 21), signed=False)
     return Pair(s.choose(large, kept, a.lo), s.hi(a))
@@ -154,7 +154,7 @@ def _widen(s: Selector, src: DType, a: Operand, *, exact_nan: bool) -> Operand:
     magnitude = integer.logic(s, "and", a, s.imm(0x7F))
     scaled = s.emit("FMUL", (), integer.shift_left(s, magnitude, s.imm(20)), s.imm(bits32(2.0**120)))
     scaled = s.choose(integer.compare(s, "eq", magnitude, s.imm(0x7F), signed=False), s.imm(NAN), scaled)
-    return s.emit("LOP3", ("LUT",), integer.shift_left(s, a, s.imm(24)), s.imm(1 << 31), s.reg(scaled), s.byte(0xEA), FALSE)
+    return integer.merged(s, integer.shift_left(s, a, s.imm(24)), 1 << 31, scaled)
 
 
 def _narrow(s: Selector, dst: DType, a: Operand) -> Operand:
@@ -186,7 +186,7 @@ def _narrow(s: Selector, dst: DType, a: Operand) -> Operand:
         beyond = integer.compare(s, "GT", code, s.imm(limit), signed=True)
         code = s.choose(beyond, s.imm(over), code)
     sign = integer.shift_right(s, a, s.imm(32 - dst.bits), signed=False)
-    signed = s.emit("LOP3", ("LUT",), sign, s.imm(1 << dst.bits - 1), s.reg(code), s.byte(0xEA), FALSE)
+    signed = integer.merged(s, sign, 1 << dst.bits - 1, code)
     if dst is dt.float8_e4m3:  # beyond the greatest number there is NaN
         signed = s.choose(beyond, s.imm(0x7F), signed)
     return s.choose(nan, s.imm(_NAN_BITS[dst]), signed)

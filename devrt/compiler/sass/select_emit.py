@@ -1,8 +1,8 @@
 """Writing mir: every pure instruction once, as far out of the loops as its operands allow.
 
-Code is written into regions, one for each loop (or `when`) around the place that is being written. What is appended to an outer region
-while an inner one is open stands in front of the inner loop. So an instruction goes to the region of its innermost operand,
-and hoisting out of loops costs nothing; equal instructions are found in the scope of their region.
+Code is written into regions, one for each loop (or `when`) around the place that is being written. What is appended to an outer
+region while an inner one is open stands in front of the inner loop. So an instruction goes to the region of its innermost
+operand, and hoisting out of loops costs nothing; equal instructions are found in the scope of their region.
 """
 
 from __future__ import annotations
@@ -212,7 +212,8 @@ class Emitter:
         if p.hi is None:
             value = self.constant(p.lo)
             with self.unbound():
-                p.hi = self.emit("SHF", ("R", "S32", "HI"), ZERO, self.imm(31), p.lo) if value is None else self.imm(-(value >> 31))
+                p.hi = self.emit("SHF", ("R", "S32", "HI"), ZERO, self.imm(31), p.lo) if value is None else \
+                    self.imm(-(value >> 31))
         return p.hi
 
     def pair_constant(self, value: int) -> Pair:

@@ -1,4 +1,5 @@
-"""Float arithmetic: float32 in words, float64 in pairs. A sign that is only turned or dropped becomes part of the operand that reads it."""
+"""Float arithmetic: float32 in words, float64 in pairs. A sign that is only turned or dropped becomes part of the operand that
+reads it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Integers that may become addresses: what is known of them, and sums kept as sums.
 
-An int32 or int64 of LIR is an Int: its range, and where it is a sum of multiples of others, that sum. Sums meet again in addresses,
-where constants become offsets of the instruction and what a loop does not change is added up in front of it. An int64 whose range
-fits a word is computed in one. The sums of int64 hold modulo 2^64, which is all that an address needs; an int32 is kept as a sum
-only where it cannot overflow.
+An int32 or int64 of LIR is an Int: its range, and where it is a sum of multiples of others, that sum. Sums meet again in
+addresses, where constants become offsets of the instruction and what a loop does not change is added up in front of it. An int64
+whose range fits a word is computed in one. The sums of int64 hold modulo 2^64, which is all that an address needs; an int32 is
+kept as a sum only where it cannot overflow.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Int:
     @property
     def small(self) -> bool:
         """Whether it is what the low word says, its sign extended."""
-        return -(1 << 31) <= self.lo and self.hi < 1 << 31
+        return self.lo >= -(1 << 31) and self.hi < 1 << 31
 
     @property
     def known(self) -> int | None:

@@ -38,6 +38,11 @@ def logic(s: Emitter, op: str, a: Operand, b: Operand) -> Operand:
     return s.emit("LOP3", ("LUT",), s.reg(a), b, ZERO, s.byte(_LOGIC[op]), FALSE)
 
 
+def merged(s: Emitter, a: Operand, mask: int, c: Operand) -> Operand:
+    """a & mask | c"""
+    return s.emit("LOP3", ("LUT",), s.reg(a), s.imm(mask), s.reg(c), s.byte(0xEA), FALSE)
+
+
 def invert(s: Emitter, a: Operand) -> Operand:
     return s.emit("LOP3", ("LUT",), ZERO, s.reg(a), ZERO, s.byte(0x33), FALSE)
 
@@ -228,7 +233,7 @@ def absolute64(s: Emitter, a: Pair) -> Pair:
 
 def fits(lo: int, hi: int) -> bool:
     """Whether all of lo..hi are signed words."""
-    return -(1 << 31) <= lo and hi < 1 << 31
+    return lo >= -(1 << 31) and hi < 1 << 31
 
 
 def type_range(d: DType) -> tuple[int, int]:

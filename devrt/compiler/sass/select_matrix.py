@@ -38,9 +38,9 @@ def table_bytes(t: lir.Table) -> bytes:
 
 
 def multiply(s: Selector, i: lir.Inst) -> None:
-    """HMMA: two products of 16x8 beside each other, each 16 deep (Turing: two of 8 deep). LDSM.4 brings four blocks of 8x8 halves, whose
-    rows lie where lanes 0 to 7, 8 to 15, .. say: of A from top left to bottom right by columns, of B (whose rows are columns of the
-    product) by rows."""
+    """HMMA: two products of 16x8 beside each other, each 16 deep (Turing: two of 8 deep). LDSM.4 brings four blocks of 8x8
+    halves, whose rows lie where lanes 0 to 7, 8 to 15, .. say: of A from top left to bottom right by columns, of B (whose rows
+    are columns of the product) by rows."""
     assert isinstance(i.mem, lir.Shared)
     lane = index.low(s, s.lane)
     eight, sixteen = s.imm(8), s.imm(16)
@@ -65,7 +65,7 @@ def multiply(s: Selector, i: lir.Inst) -> None:
 
 def _fragment(s: Selector, mem: lir.Shared, start: lir.Reg, stride: int, row: Operand, right: Operand) -> Operand:
     """Four registers of a tile whose first element is `start`; this lane names the row `row`, `right` bytes on."""
-    at = s.int(start)
+    at = s.number(start)
     mine = integer.mul(s, row, s.imm(2 * stride), right)
     if at.terms:
         mine = integer.add(s, mine, index.word_sum(s, tuple((t, 2 * f) for t, f in at.terms), 0))

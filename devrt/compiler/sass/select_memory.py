@@ -30,8 +30,8 @@ def bytes_of(d: DType) -> int:
 
 def load(s: Selector, i: lir.Inst) -> None:
     assert i.mem is not None
-    mask = s.bool(i.args[1]) if len(i.args) > 1 else None
-    r = read(s, i.mem, s.int(i.args[0]), mask)
+    mask = s.truth(i.args[1]) if len(i.args) > 1 else None
+    r = read(s, i.mem, s.number(i.args[0]), mask)
     s.define(i.out[0], _value(s, i.mem.dtype, r))
 
 
@@ -67,12 +67,12 @@ def read(s: Selector, mem: lir.Param | lir.Shared | lir.Table, at: Int, mask: Bo
 
 def store(s: Selector, i: lir.Inst) -> None:
     assert isinstance(i.mem, (lir.Param, lir.Shared))
-    d, at = i.mem.dtype, s.int(i.args[0])
-    mask = s.bool(i.args[2]) if len(i.args) > 2 else None
+    d, at = i.mem.dtype, s.number(i.args[0])
+    mask = s.truth(i.args[2]) if len(i.args) > 2 else None
     if mask is not None and not mask.op and mask.inv:
         return
     if d is dt.bool_:
-        value = s.bit(s.bool(i.args[1]))
+        value = s.bit(s.truth(i.args[1]))
     elif d.bits == 64:
         value = s.whole(s.wide(i.args[1]))
     else:
@@ -121,8 +121,8 @@ def place_of(s: Selector, mem: lir.Param | lir.Shared | lir.Table, at: Int) -> A
 def nibble(s: Selector, i: lir.Inst) -> None:
     """A byte, of which the half that is wanted is shifted up and down again."""
     assert isinstance(i.mem, (lir.Param, lir.Shared))
-    at = s.int(i.args[0])
-    mask = s.bool(i.args[1]) if len(i.args) > 1 else None
+    at = s.number(i.args[0])
+    mask = s.truth(i.args[1]) if len(i.args) > 1 else None
     # without its even constant the index is the same for many loads
     even = at.const & ~1
     rest = index.linear(s, at, 1, index.constant(s, -even, wide=at.wide), 1) if at.terms and even else None
@@ -151,8 +151,9 @@ _Member = tuple[int, Instruction]
 
 
 def merge(s: Selector, code: list[Instruction | str]) -> list[Instruction | str]:
-    """Words or halves next to each other, at an address that is aligned for all of them, become one access: loads where the first of
-    them stands, stores where the last does. In between there is no store, and for stores no load, that could mean the same place."""
+    """Words or halves next to each other, at an address that is aligned for all of them, become one access: loads where the first
+    of them stands, stores where the last does. In between there is no store, and for stores no load, that could mean the same
+    place."""
     groups: dict[tuple[object, ...], list[_Member]] = {}
     found: list[list[_Member]] = []
     for n, item in enumerate(code):
@@ -235,7 +236,8 @@ def _halves_of(s: Selector, words: list[Operand], loads: list[Instruction]) -> l
     """What takes each load's half out of the words."""
     for n, load in enumerate(loads):
         s.halves[_register(load.dsts[0])] = words[n // 2], n % 2
-    return [Instruction("PRMT", (), load.dsts, (words[n // 2], s.imm((_LOW, _HIGH)[n % 2]), ZERO)) for n, load in enumerate(loads)]
+    return [Instruction("PRMT", (), load.dsts, (words[n // 2], s.imm(_HIGH if n % 2 else _LOW), ZERO))
+            for n, load in enumerate(loads)]
 
 
 def _together(s: Selector, word: Operand, low: Operand, high: Operand) -> Instruction:

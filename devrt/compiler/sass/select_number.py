@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from devrt.compiler import dtypes as dt
@@ -22,7 +23,7 @@ def arithmetic(s: Selector, i: Inst) -> None:
     """Any instruction on integers."""
     d = i.args[0].dtype
     if d in (dt.int32, dt.int64):
-        numbers = [s.int(r) for r in i.args]
+        numbers = [s.number(r) for r in i.args]
         if i.op in COMPARE:
             s.define(i.out[0], compare(s, i.op, *numbers))
             return
@@ -142,6 +143,10 @@ def compare(s: Selector, op: str, a: Int, b: Int) -> Bool:
 
 # ----- by type
 
+_WORDS: dict[str, Callable[[Selector, Operand, Operand], Operand]] = {
+    "add": integer.add, "sub": integer.sub, "mul": integer.mul, "shl": integer.shift_left,
+    "neg": lambda s, a, b: integer.sub(s, b, a), "not": lambda s, a, b: integer.invert(s, a)}
+
 
 def _word(s: Selector, op: str, d: DType, args: list[Operand]) -> Operand | Bool:
     """Of up to 32 bits; operands and result are extended as the type says."""
@@ -164,8 +169,7 @@ def _word(s: Selector, op: str, d: DType, args: list[Operand]) -> Operand | Bool
     elif op == "abs":
         found = integer.absolute(s, a) if signed else a
     else:
-        found = {"add": integer.add, "sub": integer.sub, "mul": integer.mul, "shl": integer.shift_left,
-                 "neg": lambda s, a, b: integer.sub(s, b, a), "not": lambda s, a, b: integer.invert(s, a)}[op](s, a, b)
+        found = _WORDS[op](s, a, b)
     return integer.extend(s, d, found)
 
 

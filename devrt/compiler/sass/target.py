@@ -8,8 +8,8 @@ from devrt.device import Unsupported
 
 # sm -> bytes of shared memory that a group may use (CUDA C programming guide, "Technical specifications per compute capability").
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
-# sm -> groups of one warp that a multiprocessor should be able to hold at once: plans leave each its part of the memory.
-GROUPS = {75: 4, 80: 8, 86: 8, 89: 8, 90: 8, 120: 8}
+SHARED_A_GROUP = 28 << 10  # of these, what plans give a group of one warp: a multiprocessor has to hold several at once
+GROUPS = 8  # that a multiprocessor runs at once if each takes nearly all registers that a lane can have
 MATRIX_UNITS = {75: "hmma8"}  # the layout of a product in their registers (lir.LAYOUTS) where it is not "hmma"
 PARAMS = {75: 0x160, 80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 120: 0x380}  # where parameters start in bank 0
 DESCRIPTORS = {80: 0x118, 86: 0x118, 89: 0x118, 90: 0x208, 120: 0x358}  # where bank 0 holds the descriptor of global memory
@@ -44,7 +44,7 @@ class SassTarget:
 
     @property
     def groups(self) -> int:
-        return GROUPS[self.sm]
+        return GROUPS
 
     @property
     def matrix_units(self) -> str:

@@ -1,6 +1,8 @@
-"""A NumPy machine for mir: what selection writes, run before registers are allocated, with MUFU off by as many units as a test asks.
+"""A NumPy machine for mir: what selection writes, run before registers are allocated, with MUFU off by as many units as a test
+asks.
 
-All groups run at once, as arrays (groups, lanes) of words; where a branch goes two ways they part. Only what selection emits is known here.
+All groups run at once, as arrays (groups, lanes) of words; where a branch goes two ways they part. Only what selection emits is
+known here.
 """
 
 from __future__ import annotations
@@ -237,7 +239,8 @@ class Machine:
         nan = (x != x) | (y != y)
         if name in ("NAN", "NUM"):
             return nan == (name == "NAN")
-        plain = {"LT": x < y, "LE": x <= y, "GT": x > y, "GE": x >= y, "EQ": x == y, "NE": (x != y) & ~nan}[name.removesuffix("U")]
+        tests = {"LT": x < y, "LE": x <= y, "GT": x > y, "GE": x >= y, "EQ": x == y, "NE": (x != y) & ~nan}
+        plain = tests[name.removesuffix("U")]
         return plain | nan if name.endswith("U") else plain
 
     def setp(self, i, m, test, p):

@@ -1,4 +1,5 @@
-"""What selection writes, run by a NumPy machine, against LIR's interpreter bit for bit; MUFU is off by up to two units either way."""
+"""What selection writes, run by a NumPy machine, against LIR's interpreter bit for bit; MUFU is off by up to two units either
+way."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ def hard(dtype: dt.DType, rng: np.random.Generator, count: int) -> tuple[np.ndar
     a[1::3] = (close & (1 << bits) - 1).astype(word)[1::3]
     most = (1 << dtype.exponent) - 1
     middle = most // 2
-    exponents = [np.where(rng.random(count) < 0.6, middle + rng.integers(-3, 4, count), rng.integers(0, most, count)) for _ in range(2)]
+    exponents = [np.where(rng.random(count) < 0.6, middle + rng.integers(-3, 4, count), rng.integers(0, most, count))
+                 for _ in range(2)]
     return tuple(((e.astype(word) << word.type(bits)) | f).view(kind) for e, f in zip(exponents, (a, b), strict=True))  # type: ignore[return-value]
 
 
@@ -117,15 +119,27 @@ def test_hard_quotients_and_roots(dtype, off):
     assert not difference(s.b.finish(), s.arrays, 80, off)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("off", [-2, -1, 1, 2])
+@pytest.mark.parametrize("below", [1, 2, 3, 4])
+def test_every_dividend(below, off, monkeypatch):
+    """Of divisors just below a power of two, where a reciprocal that is off by one unit gives a wrong quotient."""
+    monkeypatch.setattr(single, "ELEMENTS", 1 << 20)
+    b = np.full(1 << 20, 0x40000000 - below, np.uint32).view(np.float32)
+    for first in range(0x3F800000, 0x40000000, 1 << 20):
+        s = single.Sweep(32, 0)
+        a = np.arange(first, first + (1 << 20), dtype=np.uint32).view(np.float32)
+        s.result("quotient", s.b.div(s.operand(dt.float32, a), s.operand(dt.float32, b)))
+        assert not difference(s.b.finish(), s.arrays, 90, off)
+
+
 @pytest.mark.parametrize("dtype", [dt.int32, dt.uint32, dt.int64, dt.uint64], ids=str)
 def test_integer_quotients(dtype):
     """Of any size, by any size."""
     rng = np.random.default_rng(3)
     s = single.Sweep(32, 0)
-    raw = [rng.integers(0, 1 << 63, single.ELEMENTS).astype(np.uint64) * np.uint64(2) + rng.integers(0, 2, single.ELEMENTS).astype(np.uint64)
-           for _ in range(2)]
-    numbers = [(x >> (np.uint64(64 - dtype.bits) + rng.integers(0, dtype.bits, x.size).astype(np.uint64))).astype(dtype.name) for x in raw]
-    x, y = (s.operand(dtype, n) for n in numbers)
+    bits, drop = (rng.integers(low, high, (2, single.ELEMENTS), np.uint64) for low, high in ((0, 1 << 64), (64 - dtype.bits, 64)))
+    x, y = (s.operand(dtype, n) for n in (bits >> drop).astype(dtype.name))
     s.result("div", s.b.div(x, y))
     s.result("rem", s.b.rem(x, y))
     for off in (-2, 2):

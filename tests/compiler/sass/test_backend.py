@@ -1,0 +1,144 @@
+"""From kernels to cubins: every kind of kernel for every generation, as nvdisasm reads it; what inner loops are made of."""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import devrt
+from devrt.compiler import compile as pipeline
+from devrt.compiler import convert, interpreter, lir
+from devrt.compiler import dtypes as dt
+from devrt.compiler.sass import backend, mir, target
+from devrt.compiler.sass.instruction import Instruction
+from devrt.compiler.sass.isa import text
+from devrt.compiler.sass.layout import layout
+from devrt.compiler.sass.select import select
+from devrt.device import CompileError, Properties, Unsupported
+from devrt.scheduler.plan import schedule
+from devrt.scheduler.simplify import resolve
+from tests.compiler.sass.machine import Machine
+from tests.compiler.test_amdgcn import EXPRESSIONS
+from tests.compiler.test_matrix_units import mma_program, random
+
+SMS = tuple(target.PARAMS)
+GENERATIONS = tuple(pytest.param(sm, marks=() if sm in (75, 90) else pytest.mark.slow) for sm in SMS)
+
+
+def backend_of(sm: int) -> pipeline.Backend:
+    return pipeline.backend_for(Properties(f"sm_{sm}", "nvidia", f"sm_{sm}", 132, 32, 1 << 34, target.SHARED_BYTES[sm]))
+
+
+def programs(sm: int, y: devrt.Array) -> list[lir.Program]:
+    plan, _ = schedule(resolve([y.node]), devrt.open("cpu").properties)
+    return [pipeline.lower(x.kernel, pipeline.entry_name(x.kernel), backend_of(sm).tuning) for x in plan.launches if x.kernel]
+
+
+def nvdisasm(image: bytes, folder: Path) -> list[str]:
+    """Its lines, spaces and targets of branches taken out; skips the test where there is none."""
+    spec = importlib.util.find_spec("nvidia")
+    tools = [Path(p) / "cu13" / "bin" / "nvdisasm" for p in (spec.submodule_search_locations or ()) if spec]
+    tool = next((t for t in tools if t.exists()), None)
+    if tool is None:
+        pytest.skip("no nvdisasm (nvidia-cuda-nvdisasm)")
+    path = folder / "kernel.cubin"
+    path.write_bytes(image)
+    done = subprocess.run([str(tool), "-plr", "-c", str(path)], capture_output=True, text=True, check=True)
+    return [plain(line) for line in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", done.stdout)]
+
+
+def plain(line: str) -> str:
+    line = re.sub(r"(?<=\w )PT, PT, (?=.*,.*,)|(?<=P\d, )PT, ", "", line) if line.startswith(("IADD3", "@")) else line
+    return re.sub(r"`\(.*?\)|0x[0-9a-f]+$", "L", line).replace(" ", "") if "BRA" in line else line.replace(" ", "")
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_kernels_are_what_nvdisasm_reads(name: str, sm: int, tmp_path: Path) -> None:
+    for program in programs(sm, EXPRESSIONS[name]()):
+        t = target.SassTarget(sm)
+        ours = [plain(text(i)) for i in layout(backend.machine_code(program, t))]
+        theirs = nvdisasm(backend.compile_program(program, t), tmp_path)
+        end = len(ours) - next(n for n, line in enumerate(reversed(ours)) if line != "NOP")
+        assert ours[:end] == theirs[:end] if sm < 100 else len(theirs) >= end
+
+
+def inner_loop(f: mir.Function, op: str) -> list[Instruction]:
+    """The block with the most instructions `op`."""
+    return max((b.instructions for b in f.blocks), key=lambda code: sum(i.op == op for i in code))
+
+
+def counts(code: list[Instruction]) -> collections.Counter[str]:
+    return collections.Counter(".".join((i.op, *i.mods)) for i in code)
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+def test_inner_loops_of_products_are_products(sm: int) -> None:
+    a = devrt.zeros((1024, 1024)).realize()
+    (program,) = programs(sm, a @ devrt.zeros((1024, 1024)).realize())
+    f = backend.machine_code(program, target.SassTarget(sm))
+    loop = counts(inner_loop(f, "FFMA"))
+    assert loop["FFMA"] > 0.87 * loop.total() and loop["LDG.E.128.CONSTANT"] and not f.local_bytes
+
+
+def test_inner_loops_of_fast_products() -> None:
+    half = devrt.zeros((4096, 4096), dtype=devrt.float16).realize()
+    with devrt.fast():
+        (program,) = programs(90, devrt.matmul(half, half.T, dtype=devrt.float32))
+    f = backend.machine_code(program, target.SassTarget(90))
+    loop = counts(inner_loop(f, "HMMA"))
+    assert loop["HMMA.16816.F32"] > 0.4 * loop.total() and loop["LDG.E.128.CONSTANT"] and loop["STS.128"] and not f.local_bytes
+
+
+def test_what_a_loop_does_not_change_stands_in_front_of_it() -> None:
+    """A reciprocal, its branch and all, and the address but for one instruction."""
+    b = lir.Builder("hoisted", lanes=32, groups=4)
+    x, y = b.param("x", dt.float32, 1 << 16), b.param("y", dt.float32, 1 << 16, writable=True)
+    divisor = b.load(x, b.group())
+
+    def body(i: lir.Reg, _: list[lir.Reg]) -> list[lir.Reg]:
+        at = b.add(b.mul(b.group(), b.idx(1024)), b.add(b.mul(i, b.idx(32)), b.lane()))
+        b.store(y, at, b.mul(b.load(x, at), b.div(b.const(dt.float32, 1.0), divisor)))
+        return []
+    b.loop(0, 32, [], body)
+    f = select(b.finish(), target.SassTarget(90))
+    loop = inner_loop(f, "STG")
+    assert counts(loop) == {"IMAD.WIDE": 2, "LDG.E.CONSTANT": 1, "FMUL": 1, "STG.E": 1, "IADD3": 1, "ISETP.LT.AND": 1, "BRA": 1}
+
+
+def test_limits() -> None:
+    b = lir.Builder("large", lanes=32, groups=1)
+    b.shared("all", dt.float32, 1 << 16)
+    with pytest.raises(CompileError, match="263168 bytes of shared memory"):
+        backend.compile_program(b.finish(), target.target("sm_90"))
+    b = lir.Builder("tables", lanes=32, groups=1)
+    out = b.param("out", dt.int64, 32, writable=True)
+    b.store(out, b.lane(), b.table(dt.int64, range(1 << 14), b.lane()))
+    with pytest.raises(CompileError, match="bytes of constants"):
+        backend.compile_program(b.finish(), target.target("sm_90"))
+    with pytest.raises(Unsupported, match="sm_70"):
+        target.target("sm_70")
+
+
+def test_assembly_has_blocks_and_scheduled_lines() -> None:
+    (program,) = programs(86, EXPRESSIONS["softmax"]())
+    lines = backend_of(86).assembly(program).splitlines()
+    assert lines[0] == "entry:" and lines[-1].strip() == "EXIT ;" and any("FMNMX.NAN" in line for line in lines)
+
+
+@pytest.mark.parametrize(("sm", "dtype"), [(75, dt.float16), (80, dt.float16), (90, dt.bfloat16)])
+def test_products_of_tiles(sm: int, dtype: dt.DType) -> None:
+    """Fragments lie where the layout says: in the order of the interpreter's sums the bits are the same."""
+    program = mma_program(target.SassTarget(sm).matrix_units, dtype)
+    arrays = {name: convert.encode(random(dtype, 512), dtype) for name in ("x", "y")}
+    arrays |= {"c": random(dt.float32, 512).astype(np.float32), "out": np.zeros(512, np.float32)}
+    want = {name: a.copy() for name, a in arrays.items()}
+    interpreter.run(program, want)
+    Machine(select(program, target.SassTarget(sm)), program, arrays)
+    np.testing.assert_array_equal(arrays["out"], want["out"])
