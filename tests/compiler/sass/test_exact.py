@@ -6,11 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from devrt.compiler import convert, interpreter, lir
 from devrt.compiler import dtypes as dt
-from devrt.compiler import interpreter, lir
 from devrt.compiler.sass.backend import compile_program
 from devrt.compiler.sass.target import target
 from tests.compiler import random_programs as programs
+from tests.compiler.test_matrix_units import mma_program, random
 from tests.compiler.test_single_ops import ARITHMETIC, ELEMENTS, Sweep, settled
 from tests.virtual.nvidia import numbers
 from tests.virtual.nvidia.emulator import Emulator
@@ -167,3 +168,17 @@ def test_random_programs(count: int) -> None:
         on_emulator(g.program, got, sm, seed % 3 - 1)
         why = programs.difference(g.program, want, got)
         assert not why, f"{why}\nseed {seed}, sm_{sm}\n{g.program}"
+
+
+@pytest.mark.parametrize("sm", ERRORS)
+def test_products_of_tiles(sm: int) -> None:
+    """Both the emulator and the interpreter sum in the order of k, by fma."""
+    layout = target(f"sm_{sm}").matrix_units
+    for name in lir.LAYOUTS[layout].types:
+        dtype = dt.named(name)
+        program = mma_program(layout, dtype)
+        arrays = {x: convert.encode(random(dtype, 512), dtype) for x in ("x", "y")}
+        arrays |= {"c": random(dt.float32, 512).astype(np.float32), "out": np.zeros(512, np.float32)}
+        want, got = programs.interpreted(program, arrays), programs.copies(program, arrays)
+        on_emulator(program, got, sm, 0)
+        assert np.array_equal(got["out"], want["out"])
