@@ -287,7 +287,7 @@ class NvidiaDriver:
     def report(self, card: Card, channel: Channel | None, xid: int, message: str) -> None:
         """A channel stopped, or (no channel) the whole GPU did."""
         who = self._owner(channel) if channel is not None else None
-        process = f"pid={who}, name=python3, " if who is not None else ""
+        process = f"pid={who}, name={self._name(who)}, " if who is not None else ""
         card.health.errors.append((xid, message))
         for line in message.splitlines():
             self.write_log(3, f"NVRM: Xid (PCI:{card.node.pci.rpartition('.')[0]}): {xid}, {process}{line}")
@@ -299,6 +299,12 @@ class NvidiaDriver:
             card.lost = True
             card.health.recovery_action = RecoveryAction.GPU_RESET
             card.lose_memory()
+
+    def _name(self, pid: int) -> str:
+        try:
+            return self.host.read_text(f"/proc/{pid}/comm").strip()
+        except OSError:
+            return "<unknown>"
 
     def lose(self, card: Card, why: str) -> None:
         """A GPU falls off the bus: nothing on it answers any more."""

@@ -339,6 +339,8 @@ def _map(call: Call, span: ExternalRange, gpu: UvmGpu, read_only: bool) -> None:
     args, file = call.args, call.file
     if args.base + args.length > SPAN:
         refuse(Status.NV_ERR_OUT_OF_RANGE)
+    if gpu.card.lost:
+        refuse(Status.NV_ERR_GPU_IS_LOST)
     memory = call.client(args.hClient).typed(args.hMemory, Memory)
     _unmap(span, gpu, args.base, args.length)
     owner = memory.card

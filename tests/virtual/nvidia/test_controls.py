@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,7 +198,9 @@ def test_a_channel_error_is_logged_with_its_process_and_counted() -> None:
         channel = next(iter(engine.channels))
         engine.report(channel, 31, "channel 0x00000000, intr 00000000. MMU Fault: ENGINE GRAPHICS\nsecond line")
         lines = [line.text for line in client.driver.kernel_log()]
-        assert lines[0].startswith("NVRM: Xid (PCI:0000:01:00): 31, pid=") and lines[0].endswith("MMU Fault: ENGINE GRAPHICS")
+        who = f"pid={os.getpid()}, name={Path('/proc/self/comm').read_text().strip()}"
+        assert lines[0] == (f"NVRM: Xid (PCI:0000:01:00): 31, {who}, channel 0x00000000, intr 00000000. "
+                            "MMU Fault: ENGINE GRAPHICS")
         assert len(lines) == 2
         assert client.control(gpu.subdevice, "NV2080_CTRL_CMD_RC_GET_ERROR_COUNT").errorCount == 1
         engine.report(None, 79, "GPU has fallen off the bus.")
