@@ -23,7 +23,6 @@ _STEP = 32  # of k
 _PADDING = 8  # elements between rows in shared memory, so that they start in different banks
 _RUN = 8  # of k that a lane brings at once: 16 bytes
 _TILES = (1, 2, 4)  # a side of a block: 4x4 tiles are 128 registers of a wave of 32 lanes
-_WAVES = 4  # of a compute unit, at once
 _ROOM = 64  # registers of sums beside which a wave holds what it brings of both operands
 _UNROLLED_EPILOGUE = 4  # instructions; a longer one is not repeated for every register
 
@@ -65,7 +64,7 @@ class Block:
 def plan(p: Product, t: Tuning) -> Block:
     """The block that is done soonest: tiles take a unit of time each, bringing the operands of one half of that."""
     def cost(block: Block) -> float:
-        turns = _over(block.groups(p), _WAVES * t.units)
+        turns = _over(block.groups(p), t.units)
         return turns * (block.rows * block.columns + (block.rows + block.columns) / 2)
     return min((Block(r, c) for r in _TILES for c in _TILES), key=cost)
 

@@ -176,7 +176,7 @@ def merge(s: Selector, code: list[Instruction | str]) -> list[Instruction | str]
             groups.setdefault(key, []).append((n, item))
     found += groups.values()
     out: list[list[Instruction | str]] = [[x] for x in code]
-    for group in found:
+    for group in sorted(found, key=lambda g: not g[0][1].dsts):  # loads first: stores may put back together what they take apart
         if len(group) > 1:
             _merge_group(s, group, out)
     return [x for entry in out for x in entry]
