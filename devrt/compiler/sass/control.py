@@ -34,7 +34,8 @@ class _Step:
     write_mask: int
     decoupled: bool
     late: int  # the words that it reads late
-    queue: str  # in which it reads them
+    queue: str    # in which it reads them
+    results: str  # and in which its results come
     passed_on: bool = False  # a later instruction of its queue says that it has read, too
     write_board: int = NONE
     read_board: int = NONE
@@ -100,7 +101,7 @@ def _step(i: Instruction, sm: int, t: latency.Tables, words: dict[int, int]) -> 
         write_mask |= 1 << words.setdefault(word, len(words))
     late = latency.reads_late(i, sm)
     return _Step(i, reads, writes, read_mask, write_mask, any(role in t.decoupled and role != "b" for _, role in writes),
-                 late_mask if late else 0, latency.reading_queue(i, sm))
+                 late_mask if late else 0, latency.reading_queue(i, sm), latency.writing_queue(i, sm))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,16 +264,14 @@ def _waits(rows: list[list[_Step]], after: list[list[int]]) -> None:
 def _run_boards(row: list[_Step], state: _Boards) -> _Boards:
     boards = list(state)
     carried: dict[str, int] = {}
+    results: dict[str, list[tuple[int, int]]] = {}  # by queue: (scoreboard, words to be written), in order
     for step in row:
-        step.wait = 0
-        touched = step.read_mask | step.write_mask
-        for n, (writes, reads) in enumerate(boards):
-            if writes & touched or reads & step.write_mask:
-                step.wait |= 1 << n
-                boards[n] = (0, 0)
+        step.wait = _wait(boards, results, step.read_mask | step.write_mask, step.write_mask)
         if step.write_board != NONE:
             writes, reads = boards[step.write_board]
             boards[step.write_board] = (writes | step.write_mask, reads | (0 if step.passed_on else step.late))
+            if step.results:
+                results.setdefault(step.results, []).append((step.write_board, step.write_mask))
         if step.passed_on:
             carried[step.queue] = carried.get(step.queue, 0) | step.late
         elif step.late and (step.read_board if step.read_board != NONE else step.write_board) != NONE:
@@ -280,6 +279,29 @@ def _run_boards(row: list[_Step], state: _Boards) -> _Boards:
             writes, reads = boards[board]
             boards[board] = (writes, reads | step.late | carried.pop(step.queue, 0))
     return tuple(boards)
+
+
+def _wait(boards: list[tuple[int, int]], results: dict[str, list[tuple[int, int]]], touched: int, written: int) -> int:
+    """The scoreboards that an instruction waits for. Of results that come in order the last one that it waits for says that those
+    before it are there."""
+
+    def needed() -> list[int]:
+        return [n for n, (writes, reads) in enumerate(boards) if writes & touched or reads & written]
+
+    wait, missing = 0, needed()
+    for rows in results.values() if missing else ():
+        last = max((k for k, (board, _) in enumerate(rows) if board in missing), default=-1)
+        if last >= 0:
+            wait |= 1 << rows[last][0]
+            boards[rows[last][0]] = (0, 0)
+            for board, words in rows[:last]:
+                boards[board] = (boards[board][0] & ~words, boards[board][1])
+            del rows[:last + 1]
+            missing = needed()
+    for n in missing:
+        wait |= 1 << n
+        boards[n] = (0, 0)
+    return wait
 
 
 # ---------------------------------------------------------------------------------------------------------------------
