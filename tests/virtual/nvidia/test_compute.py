@@ -70,12 +70,14 @@ def test_actions_that_do_not(r: Rig) -> None:
     assert "SEND_SIGNALING_PCAS2_B: INCREMENT_PUT is not modelled" in text
 
 
-def test_the_older_way_to_schedule() -> None:
-    with rig(80) as r:
-        line, at = r.channel(), r.qmd(r.kernel())
+@pytest.mark.parametrize("sm", [75, 80])
+def test_the_older_way_to_schedule(sm: int) -> None:
+    with rig(sm) as r:
+        line, s = r.channel(), r.memory()
+        at = r.qmd(r.kernel(), release_enable_0=1, release_address_0=s, release_payload_0=9, release_structure_size_0=1)
         line.send(methods(line, ("SEND_PCAS_A", at >> 8), ("SEND_SIGNALING_PCAS_B", {"invalidate": 1, "schedule": 1}))).drain()
         line.send(methods(line, ("SEND_SIGNALING_PCAS_B", {"invalidate": 1}))).drain()
-        assert len(r.player.seen) == 1
+        assert len(r.player.seen) == 1 and r.u32(s) == 9
 
 
 @pytest.mark.parametrize("sm", SMS)
