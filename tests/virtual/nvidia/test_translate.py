@@ -213,6 +213,19 @@ def test_lanes_that_wait_for_each_other(gpu: Emulator) -> None:
     assert (got == 7).all()
 
 
+def test_warps_that_wait_for_each_other(gpu: Emulator) -> None:
+    """The first warp spins on what the last one stores in shared memory, all its lanes or one of them."""
+    for alone in (False, True):
+        skip = ["ISETP.NE.U32.AND P3, PT, R0, RZ, PT", "@P3 BRA (end)"] if alone else []
+        got = outcome(gpu, [
+            "MOV R4, RZ", "STS [0x10], RZ", "BAR.SYNC.DEFER_BLOCKING 0x0", "ISETP.GE.U32.AND P0, PT, R0, 0x40, PT",
+            "@P0 BRA (bring)", "ISETP.GE.U32.AND P0, PT, R0, 0x20, PT", "@P0 EXIT", *skip, "spin:", "LDS R4, [0x10]",
+            "ISETP.EQ.U32.AND P1, PT, R4, RZ, PT", "@P1 BRA (spin)", "BRA (end)", "bring:", "MOV R5, 0x7", "STS [0x10], R5",
+            "EXIT",
+            "end:"], block=(96, 1, 1), shared=64)
+        assert (got == np.where((LANE > 0) & alone, 0, 7)).all()
+
+
 def test_warpsync_brings_lanes_together(gpu: Emulator) -> None:
     got = outcome(gpu, [
         "LOP3.LUT P0, RZ, R0, 0x1, RZ, 0xc0, !PT", "@P0 BRA (odd)", "MOV R4, 0x1", "BRA (on)", "odd:", "MOV R4, 0x2", "on:",

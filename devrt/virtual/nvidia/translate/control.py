@@ -29,14 +29,25 @@ def _named(*ops: str) -> Callable[[Steer], Steer]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Ways from block to block
 
-def spend(f: Function) -> None:
-    """Count a branch backwards, and look whether the launch is to stop."""
+def spend(f: Function, target: int = -1) -> None:
+    """Count a branch backwards, and look whether the launch is to stop. Where all active lanes go to a block, the warp gives way
+    to others now and then: they may wait for each other without a barrier."""
     w = f.w
-    kind = w.call("i32", "spend", ("ptr", "%c"))
-    on, out = w.new_label("on"), w.new_label("out")
-    w.line(f"br i1 {w.op(f'icmp eq i32 {kind}, 0')}, label %{on}, label %{out}")
+    arguments = [("ptr", "%c")] + ([("ptr", "%state")] if target >= 0 else [])
+    kind = w.call("i32", "pass" if target >= 0 else "spend", *arguments)
+    on, out, give = w.new_label("on"), w.new_label("out"), w.new_label("give")
+    way = f" i32 -1, label %{give}" if target >= 0 else ""
+    w.line(f"switch i32 {kind}, label %{out} [ i32 0, label %{on}{way} ]")
     w.start(out)
     w.fault(kind)
+    if target >= 0:
+        w.start(give)
+        if w.masked:
+            places(f, w.active(), str(target))
+        else:
+            f.resumes.setdefault(target, f"L{target}")
+        w.put("resume", "i32", "-1" if w.masked else str(target))
+        w.line("br label %suspend")
     w.start(on)
 
 
@@ -52,7 +63,7 @@ def go(f: Function, target: int) -> None:
     """All active lanes go on at a block."""
     w = f.w
     if target <= w.at:
-        spend(f)
+        spend(f, target)
     if not w.masked:
         w.line(f"br label %L{target}")
         return

@@ -64,6 +64,7 @@ BANK_BYTES = 512     # 32 u32
 EXPECTED = 640       # 17 u32: threads that each barrier waits for, 0 for the whole block
 VOTES = 708          # 17 u32: threads with a true predicate so far in BAR.RED
 HOW = 776            # 17 u32: how each barrier's BAR.RED counts
+SLICE = 844          # u32: branches backwards since a warp began to run
 CONTEXT_BYTES = 1024
 
 WINDOW = 1 << 24     # bytes of the shared and the local window

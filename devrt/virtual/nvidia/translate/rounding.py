@@ -98,6 +98,8 @@ def _odd_sum(w: Writer, a: str, b: str) -> str:
 
 def narrow(w: Writer, x: str, target: str, how: str = NEAREST, finite: bool = False) -> str:
     """A float64 rounded to the numbers of a format, as float64; `finite`: what is too large becomes the largest number."""
+    if target == "float" and how == NEAREST:
+        return w.op(f"fpext {w.t('float')} {w.op('fptrunc ' + w.t('double') + f' {x} to ' + w.t('float'))} to {w.t('double')}")
     return function(w, f"narrow.{target}.{how}" + ".finite" * finite, "double", ("double",),
                     lambda inner, a: _narrow(inner, a, FORMATS[target], how, finite), x)
 
