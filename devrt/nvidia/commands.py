@@ -62,13 +62,13 @@ class NvidiaCommandList(GpuCommandList):
         total = slots_at + STAMP_BYTES * len(clocks)
         if not runs:
             return made
-        made.block = device.command_memory.take(total + qmd.ALIGNMENT)
-        base = -(-made.block.address // qmd.ALIGNMENT) * qmd.ALIGNMENT
-        memory = view(base, total)
+        made.block = device.command_memory.take(total)
+        base, memory = made.block.address, view(made.block.address, total)  # of whole pages
         made.arguments = memory[banks_at:slots_at]
         made.arguments[:] = self._arguments
         slots = {id(command): base + slots_at + STAMP_BYTES * n for n, command in enumerate(clocks)}
-        made.stamps = tuple((command.address, slots[id(command)] + STAMP_CLOCK) for command in clocks)
+        if clocks:
+            made.stamps = tuple((command.address, slots[id(command)] + STAMP_CLOCK) for command in clocks)
         at, descriptor = 0, descriptors_at
         for kernels, run in runs:
             words: array[int] = array("I")
