@@ -10,7 +10,8 @@ from devrt.compiler.sass import flow, mir, verify
 from devrt.compiler.sass.allocate import allocate
 from devrt.compiler.sass.control import control
 from devrt.compiler.sass.instruction import PT, RZ, Address, File, Imm, Instruction, Label, Operand, Reg
-from devrt.compiler.sass.layout import layout
+from devrt.compiler.sass.isa.codec import decode
+from devrt.compiler.sass.layout import assemble, layout
 from devrt.compiler.sass.schedule import arrange, order, schedule
 from tests.compiler.sass.symbolic import random_function, run
 
@@ -197,3 +198,12 @@ def test_layout() -> None:
     assert [i.op for i in code] == ["NOP", "BRA", "NOP", "BRA", "EXIT", "BRA", "NOP", "NOP"]  # b goes on into c
     assert [i.address for i in code] == list(range(0, 128, 16))
     assert [o.value for i in code if i.op == "BRA" for o in i.srcs] == [Label(0x30), Label(0), Label(0x50)]
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_spilled_code_is_encoded(sm: int) -> None:
+    g = compiled(product(sm, side=8, steps=1), 40)
+    proven(g)
+    words = assemble(g)
+    ops = [decode(int.from_bytes(words[at:at + 16], "little"), at, sm).op for at in range(0, len(words), 16)]
+    assert g.local_bytes > 0 and {"LDL", "STL"} <= set(ops) and len(words) % 128 == 0
