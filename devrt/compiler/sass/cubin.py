@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from devrt import elf
 from devrt.compiler.sass import mir
+from devrt.compiler.sass.target import PARAMS
 from devrt.device import CompileError
 
 ALIGNMENT = 128  # of code
@@ -55,8 +56,6 @@ OSABI, ABI_VERSION = 0x41, 8  # of CUDA 13; before it 0x33 and 7, with the gener
 SM_SHIFT = 8  # where e_flags has the generation
 _FLAGS = {120: 0x6000002}  # the rest of e_flags, as ptxas sets it
 _OTHER_FLAGS = 0x6000004
-# Where parameters start in bank 0.
-PARAMS = {75: 0x160, 80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 120: 0x380}
 
 
 @dataclass
