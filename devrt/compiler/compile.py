@@ -69,7 +69,7 @@ def _gcn(p: Properties) -> Backend:
     from devrt.compiler.llvm import amdgcn
     t = amdgcn.target(p.isa)
     tuning = Tuning(t.wave, t.vector_registers, p.scratch_bytes // 8, p.scratch_bytes // 2, p.compute_units * GROUPS_PER_UNIT,
-                    p.scratch_bytes, t.matrix_units, GPU_CHUNK)
+                    p.scratch_bytes, t.matrix_units, GPU_CHUNK, gathers=True)
     return Backend(tuning, t.key,
                    lambda program: amdgcn.compile_program(program, t), lambda program: amdgcn.assembly(program, t))
 
@@ -80,7 +80,8 @@ def _sass(p: Properties) -> Backend:
     from devrt.compiler.sass import target as sass
     t = sass.target(p.isa)
     part = min(p.scratch_bytes, sass.SHARED_A_GROUP)
-    tuning = Tuning(sass.LANES, sass.REGISTERS, part // 4, part // 2, p.compute_units * t.groups, part, t.matrix_units, GPU_CHUNK)
+    tuning = Tuning(sass.LANES, sass.REGISTERS, part // 4, part // 2, p.compute_units * t.groups, part, t.matrix_units, GPU_CHUNK,
+                    gathers=True)
     return Backend(tuning, t.key,
                    lambda program: backend.compile_program(program, t), lambda program: backend.assembly(program, t))
 

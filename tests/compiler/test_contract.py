@@ -12,6 +12,7 @@ from devrt.compiler import dtypes as dt
 from devrt.compiler.convert import Array
 from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import Builder, Program, Reg
+from devrt.compiler.lowering import tiles
 from devrt.compiler.lowering.contract import Contraction, lower, plan
 from devrt.compiler.lowering.contract_plan import SCRATCH, Axis, ContractionPlan, Tuning
 from tests.compiler.on_cpu import run_on_cpu
@@ -27,8 +28,8 @@ NUMPY = {dt.float32: np.float32, dt.float64: np.float64, dt.int32: np.int32, dt.
 
 def program(batch: int, m: int, n: int, k: int, *, layout: str = "kn", dtype: DType = dt.float32,
             stored: DType | None = None, tuning: Tuning = AVX512, cut: ContractionPlan | None = None,
-            hints: str | None = None, work: int = 0) -> Program:
-    """C = 2 * (A B) + n for the given layouts; `hints` is what the lowering is told of them."""
+            hints: str | None = None, work: int = 0, tile: tiles.Tile | None = None) -> Program:
+    """C = 2 * (A B) + n for the given layouts; `hints` is what the lowering is told of them. `tile`: as on a GPU."""
     stored = stored or dtype
     tell = hints or layout
 
@@ -48,11 +49,15 @@ def program(batch: int, m: int, n: int, k: int, *, layout: str = "kn", dtype: DT
 
     c = Contraction(batch, m, n, k, dtype, a, b_, tell[0].strip("-"), tell[1].strip("-"), store, work, work, work)
     cut = cut or plan(c, tuning)
-    builder = Builder("contract", lanes=cut.lanes, groups=cut.groups)
+    lanes, groups = (tile.lanes, tile.groups(c)) if tile else (cut.lanes, cut.groups)
+    builder = Builder("contract", lanes=lanes, groups=groups)
     array_a = builder.param("a", stored, max(1, batch * m * k))
     array_b = builder.param("b", stored, max(1, batch * k * n))
     array_c = builder.param("c", dtype, batch * m * n, writable=True)
-    lower(builder, c, cut)
+    if tile:
+        tiles.lower(builder, c, tile)
+    else:
+        lower(builder, c, cut)
     result = builder.finish()
     assert result.shared_bytes <= SCRATCH
     return result
@@ -201,3 +206,32 @@ def test_k_is_cut_only_where_l2_does_not_hold_the_panels() -> None:
             assert p.n.most * p.n.tile * k * 4 <= AVX512.l2_bytes // 2
     deep = linear(512, 768, 1 << 16)
     assert deep.k_blocks > 1 and deep.n.most * deep.n.tile * deep.k_block * 4 <= AVX512.l2_bytes // 2
+
+
+TILES = [tiles.Tile(4, 4, 4, 8), tiles.Tile(8, 16, 4, 8), tiles.Tile(8, 8, 8, 8)]
+
+
+@pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{t.height}x{t.width} by {t.lanes}")
+@pytest.mark.parametrize("shape", [(1, 16, 32, 8), (2, 33, 70, 29), (1, 64, 128, 16), (3, 17, 100, 3), (1, 129, 65, 41)],
+                         ids=lambda s: "x".join(map(str, s)))
+def test_tiles_of_gpus(shape: tuple[int, int, int, int], tile: tiles.Tile) -> None:
+    for layout in LAYOUTS:
+        check(program(*shape, layout=layout, tile=tile), *shape, layout=layout, interpret=True)
+
+
+@pytest.mark.parametrize("work", [0, 5])
+@pytest.mark.parametrize("dtype, stored", [(dt.float64, dt.float64), (dt.int32, dt.int8), (dt.float32, dt.float16)])
+def test_types_and_epilogues_of_tiles(dtype: DType, stored: DType, work: int) -> None:
+    p = program(1, 20, 40, 19, dtype=dtype, stored=stored, tile=TILES[0], work=work)
+    check(p, 1, 20, 40, 19, dtype=dtype, stored=stored, interpret=True)
+
+
+def test_tiles_fit_the_machine() -> None:
+    machine = replace(AVX512, lanes=32, vector_registers=160, units=1056, scratch_bytes=28 << 10, gathers=True)
+
+    def found(m: int, n: int, dtype: DType = dt.float32) -> tiles.Tile | None:
+        return tiles.plan(Contraction(1, m, n, 4096, dtype, *[None] * 2, "k", "n", None), machine)  # type: ignore[list-item,arg-type]
+    big, wide = found(8192, 8192), found(8192, 8192, dt.float64)
+    assert big is not None and big.rows * big.columns == 128
+    assert wide is not None and wide.rows * wide.columns <= 64
+    assert found(1, 4096) is None and tiles.plan(Contraction(1, 64, 64, 64, dt.float32, None, None, "k", "n", None), AVX512) is None  # type: ignore[arg-type]

@@ -23,7 +23,8 @@ class Tuning:
     """The machine: f32 lanes of a vector register, vector registers, data cache bytes of a core, groups that run at once (on a
     CPU: cores), and the bytes of shared memory that a group may use. `matrix_units`: the layout of a product in their registers
     (lir.LAYOUTS), "" without; only what a kernel of the fast tier becomes depends on it. `chunk`: elements that a group of an
-    element-wise kernel handles, long enough to hide its start, short enough to balance."""
+    element-wise kernel handles, long enough to hide its start, short enough to balance. `gathers`: lanes read shared memory at
+    places of their own as fast as side by side (a GPU)."""
 
     lanes: int
     vector_registers: int
@@ -33,6 +34,7 @@ class Tuning:
     scratch_bytes: int = SCRATCH
     matrix_units: str = field(default="", repr=False)
     chunk: int = 16384
+    gathers: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from devrt.compiler.dtypes import DType
 from devrt.compiler.index import Axis
 from devrt.compiler.kernel import Attend, Contract, Ex, Kernel, Name, Store, subexpressions
 from devrt.compiler.lir import LAYOUTS, Builder, Param, Program, Reg
-from devrt.compiler.lowering import attention, contract, expression, matrix_units
+from devrt.compiler.lowering import attention, contract, expression, matrix_units, tiles
 from devrt.compiler.lowering.contract_plan import Tuning
 from devrt.compiler.lowering.expression import Scope, check
 from devrt.compiler.lowering.map import write
@@ -78,6 +78,12 @@ def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
         return _lower_on_matrix_units(k, name, t)
     calls = _Callbacks()
     c = contraction_of(k, calls)
+    tile = tiles.plan(c, t)
+    if tile is not None:
+        b = Builder(name, lanes=t.lanes, groups=tile.groups(c))
+        calls.params = expression.params_of(b, k)
+        tiles.lower(b, c, tile)
+        return b.finish()
     plan = contract.plan(c, t)
     b = Builder(name, lanes=t.lanes, groups=plan.groups)
     calls.params = expression.params_of(b, k)
