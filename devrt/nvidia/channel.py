@@ -82,6 +82,8 @@ class Channel:
         try:
             memory = self._region(methods + METHOD_BYTES, Kind.RING)
             notifier = self._region(NOTIFIER_BYTES, Kind.NOTIFIER)
+            for address, nbytes in ((memory.address + userd, USERD_BYTES), (notifier.address, NOTIFIER_BYTES)):
+                view(address, nbytes)[:] = bytes(nbytes)  # video memory holds what others left
             self._group = group = Group(device, kind)
             self.handle = rm.alloc(
                 f"can't make the {name} channel of {objects.name}", group.handle, objects.classes.channel,
