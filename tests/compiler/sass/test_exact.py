@@ -159,7 +159,7 @@ def test_casts_where_rounding_is_close(source: dt.DType, sm: int) -> None:
     check(s, ((sm, ERRORS[sm]),))
 
 
-@pytest.mark.parametrize("count", (18, pytest.param(600, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("count", (12, pytest.param(600, marks=pytest.mark.slow)))
 def test_random_programs(count: int) -> None:
     for seed in range(count):
         sm = tuple(ERRORS)[seed % len(ERRORS)]
