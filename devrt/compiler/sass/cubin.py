@@ -23,6 +23,7 @@ class Attribute(enum.IntEnum):
 
     MAX_THREADS = 0x05       # three words: x, y, z
     PARAM_CBANK = 0x0A       # symbol of the constant bank, offset u16, bytes u16
+    REQUIRED_THREADS = 0x10  # three words: a block has exactly that many
     FRAME_SIZE = 0x11        # symbol, bytes
     MIN_STACK_SIZE = 0x12    # symbol, bytes
     KPARAM_INFO = 0x17       # index u32, ordinal u16, offset u16, u32 with the size in 31:18

@@ -28,6 +28,7 @@ from devrt.device import InvalidArgument
 
 # What the hardware can give a block or a thread; more in an image is damage.
 _MOST_SHARED, _MOST_LOCAL, _MOST_BANK, _MOST_GLOBALS = 256 << 10, 16 << 20, 64 << 10, 1 << 28
+_BLOCK_SIZES = Attribute.REQUIRED_THREADS, Attribute.MAX_THREADS  # the first that a kernel has is its block
 _RESERVED_SHARED = 1024  # behind the shared memory of the vendor's code on sm_80 to 89; counted in from sm_90 on
 _UNKNOWN_STACK, _USUAL_STACK = 0xFFFFFFFF, 1024  # code that calls through pointers: what the vendor's loader gives it
 _GENERATIONS = range(75, 130)
@@ -195,7 +196,7 @@ class _Reader:
             params_offset, params_bytes, tuple(_param(words) for words in info.words(Attribute.KPARAM_INFO, "<IHHI"))[::-1],
             {bank: self._content(n) for bank, n in banks.items()}, globals_,
             tuple(self._relocations(places, globals_places, banks, code, globals_)),
-            next(iter(info.words(Attribute.MAX_THREADS, "<III")), ()),
+            next((words for asked in _BLOCK_SIZES for words in info.words(asked, "<III")), ()),
             {s.name: places[s.section] + s.value for s in self.symbols
              if s.kind == elf.FUNC and s.section in places and not s.other & ENTRY},
             _indirect(info))

@@ -90,6 +90,12 @@ def test_nvdisasm_reads_ours(sm: int, tmp_path: Path) -> None:
     assert out.stdout.count("EXIT") == 1 and out.stdout.count("NOP") == 7
 
 
+@pytest.mark.parametrize("asked, threads", [(".reqntid 64, 2, 1", (64, 2, 1)), (".maxntid 96, 1, 1", (96, 1, 1)), ("", ())])
+def test_the_block_that_a_kernel_asks_for(asked: str, threads: tuple[int, ...]) -> None:
+    text = f".version 7.8\n.target sm_86\n.address_size 64\n.visible .entry k(.param .u64 a)\n{asked}\n{{ ret; }}\n"
+    assert reader.read(ptxas(text, 86)).kernel("k").max_threads == threads
+
+
 @pytest.mark.parametrize("sm", GENERATIONS)
 def test_kernels_of_ptxas(sm: int) -> None:
     image = reader.read(ptxas(PTX, sm))
