@@ -174,10 +174,12 @@ def test_a_fault_wakes_whoever_waits_at_once(opened: Opened) -> None:
     device.system.faults.inject("page-fault")  # type: ignore[attr-defined]
     never, started = device.signal(), time.monotonic()
     waiting = device.compute.submit(device.command_list(), wait=[(never, 1)])
-    threading.Timer(0.1, lambda: failing(device)).start()
+    other = threading.Timer(0.1, lambda: failing(device))
+    other.start()
     with pytest.raises(DeviceFault):
         device.compute.wait(waiting)
     assert time.monotonic() - started < 2
+    other.join(10)
 
 
 def test_a_hang_is_noticed_by_the_waits_timeout(opened: Opened) -> None:
