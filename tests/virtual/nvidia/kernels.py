@@ -186,6 +186,17 @@ done:"""),
  mad.lo.u32 %y, %y, 7, %r13; mad.lo.u32 %y, %y, 11, %r14; mad.lo.u32 %y, %y, 13, %r15;"""),
 }
 
+# Lanes of a warp in groups that part and exchange within themselves, by masks that only run time knows.
+BODIES["groups"] = ("", """
+ and.b32 %r2, %x, 3; match.any.sync.b32 %r3, %r2, -1; setp.gt.u32 %p0, %r2, 1; mov.u32 %y, %x; @%p0 bra high;
+ mov.u32 %r4, 0;
+low: st.global.u32 [%out], %y; redux.sync.add.u32 %r5, %x, %r3; add.u32 %y, %y, %r5; add.u32 %r4, %r4, 1;
+ setp.le.u32 %p1, %r4, %r2;
+ @%p1 bra low; bra done;
+high: bfind.u32 %r6, %r3; shfl.sync.idx.b32 %r7, %x, %r6, 31, %r3; st.global.u32 [%out], %r7; setp.gt.u32 %p2, %x, %r7;
+ vote.sync.ballot.b32 %r8, %p2, %r3; xor.b32 %y, %r7, %r8; bar.warp.sync %r3; setp.ne.u32 %p3, %r2, 2; @%p3 bra done;
+ vote.sync.all.pred %p4, %p2, %r3; selp.u32 %r9, 3, 5, %p4; add.u32 %y, %y, %r9;
+done:""")
 BODIES["cluster"] = (".shared .align 4 .b32 box[128];", """
  mov.u32 %r2, box; shl.b32 %r3, %t, 2; add.u32 %r4, %r2, %r3; st.shared.u32 [%r4], %x; barrier.cluster.arrive.aligned;
  mul.lo.u32 %y, %x, 3; barrier.cluster.wait.aligned; xor.b32 %r5, %r3, 508; add.u32 %r6, %r2, %r5; ld.shared.u32 %r7, [%r6];
@@ -203,7 +214,7 @@ again: setp.eq.u32 %p, %r3, 0; @%p bra done; sub.u32 %r3, %r3, 1;
  bra again;
 done: st.param.b32 [r], %r2; ret; }
 """
-SINCE = {"reduced": 80, "async": 80, "cluster": 90}  # the first generation that has it
+SINCE = {"reduced": 80, "groups": 80, "async": 80, "cluster": 90}  # the first generation that has it
 
 
 def source(name: str) -> str:

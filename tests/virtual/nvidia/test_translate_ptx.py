@@ -303,6 +303,24 @@ def matrix(x: Array) -> Array:
 
 
 @model
+def groups(x: Array) -> Array:
+    def one(v: Array) -> Array:
+        y, k = v.copy(), v & 3
+        for n in range(4):
+            lanes = np.flatnonzero(k == n)
+            if n < 2:
+                y[lanes] += U32(n + 1) * v[lanes].sum(dtype=U32)
+            elif len(lanes):
+                last = v[lanes[-1]]
+                above = v[lanes] > last
+                y[lanes] = last ^ U32(sum(1 << int(lane) for lane in lanes[above]))
+                if n == 2:
+                    y[lanes] += U32(3 if above.all() else 5)
+        return y
+    return warps(x, one)
+
+
+@model
 def cluster(x: Array) -> Array:
     def one(v: Array) -> Array:
         y = v * U32(3) + v[::-1]

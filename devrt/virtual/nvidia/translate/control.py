@@ -130,20 +130,17 @@ def branch(f: Function, i: Instruction, block: FlowBlock) -> bool:
 
 
 def _diverged(f: Function, i: Instruction, block: FlowBlock) -> None:
-    """BRA.DIV: taken where live lanes of the mask are elsewhere; BRA.CONV: where none is."""
+    """All active lanes go to the target where they are not just the live ones of a mask with their guard true (BRA.DIV), or where
+    they are (BRA.CONV)."""
     w = f.w
     there, not_there = (block.target, block.falls) if "DIV" in i.mods else (block.falls, block.target)
-    if not w.masked:
-        go(f, not_there)
-        return
-    mask = "-1"
+    mask = ""
     for o in i.srcs:
         if isinstance(o.value, Reg) and o.value.file is File.UR and not (o.value.zero and o.inv):
             mask = w.reg(o.value)
-    wanted = w.op(f"and i32 {w.get('live', 'i32')}, {mask}")
-    away = w.op(f"and i32 {wanted}, {w.op(f'xor i32 {w.active()}, -1')}")
+    wanted = w.op(f"and i32 {w.get('live', 'i32')}, {mask}") if mask else w.get("live", "i32")
     yes, no = w.new_label("div"), w.new_label("conv")
-    w.line(f"br i1 {w.op(f'icmp ne i32 {away}, 0')}, label %{yes}, label %{no}")
+    w.line(f"br i1 {w.op(f'icmp ne i32 {taken(f, i)}, {wanted}')}, label %{yes}, label %{no}")
     w.start(yes)
     go(f, there)
     w.start(no)
@@ -227,7 +224,7 @@ def trap(f: Function, i: Instruction, block: FlowBlock) -> bool:
     return False
 
 
-@_named("NOP", "NANOSLEEP", "DEPBAR", "PMTRIG")
+@_named("NOP", "NANOSLEEP", "DEPBAR", "PMTRIG", "ENDCOLLECTIVE")
 def nothing(f: Function, i: Instruction, block: FlowBlock) -> bool:
     """Loads and copies are done at once."""
     return True
@@ -284,13 +281,45 @@ def bsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
 
 @_named("WARPSYNC")
 def warpsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """Lanes of a mask meet; .EXCLUSIVE: and go on without the others that are here."""
     w = f.w
-    if w.masked:
-        masks = [o for o in i.srcs if o not in conditions(i) and label(i) != getattr(o.value, "target", -2)]
+    masks = [o for o in i.srcs if o not in conditions(i) and label(i) != getattr(o.value, "target", -2)]
+    if w.masked and "EXCLUSIVE" in i.mods:
+        _alone(f, masks[0])
+    elif w.masked:
         b = Reg(File.B, layout.WARPSYNC)
         w.set_reg(b, w.word(masks[0]) if masks and "ALL" not in i.mods else "splat (i32 -1)")
         meet(f, b.index, taken(f, i))
     return True
+
+
+def _alone(f: Function, mask: Operand) -> None:
+    """The lanes with the mask of the lowest one go on if all of it are here, else they wait; the others come here again."""
+    w, b, n = f.w, Reg(File.B, layout.WARPSYNC), layout.WARPSYNC
+    if w.guard:
+        raise NotTranslated("WARPSYNC.EXCLUSIVE of some lanes")
+    here, on, wait = f"r{w.at}", w.new_label("alone"), w.new_label("wait")
+    w.line(f"br label %{here}")
+    w.start(here)
+    f.resumes.setdefault(w.at, here)
+    t = w.vec("i32")
+    every = w.word(mask)
+    one = w.of_first(every)
+    group = w.op(f"and i32 {w.active()}, {w.number(w.op(f'icmp eq {t} {every}, ' + w.splat('i32', one)))}")
+    rest = w.op(f"and i32 {w.active()}, {w.op(f'xor i32 {group}, -1')}")
+    places(f, w.active(), str(w.at))
+    absent = w.op(f"and i32 {w.op('and i32 ' + one + ', ' + w.get('live', 'i32'))}, {w.op('xor i32 ' + w.active() + ', -1')}")
+    others = w.op(f"or i32 {w.get('others', 'i32')}, {rest}")
+    w.line(f"br i1 {w.op(f'icmp eq i32 {absent}, 0')}, label %{on}, label %{wait}")
+    w.start(wait)
+    met = w.op(f"select {w.vec('i1')} {w.bits(group)}, {t} {every}, {t} {w.reg(b)}")
+    w.put(f"b{n}", t, met)
+    for name in (f"wait{n}", "blocked"):
+        w.put(name, "i32", w.op(f"or i32 {w.get(name, 'i32')}, {group}"))
+    w.line("br label %schedule")
+    w.start(on)
+    w.put("active", "i32", group)
+    w.put("others", "i32", others)
 
 
 def meet(f: Function, n: int, lanes: str) -> None:

@@ -86,11 +86,11 @@ def _through(instructions: list[Instruction], state: int) -> tuple[int, bool, bo
     for i in instructions:
         if i.op in ("BRA", "BRX", "JMX", "RET", "CALL", "JMP", "BRXU"):
             varying = state & _tokens(i.reads())
-            if varying and "DIV" not in i.mods:
+            if varying and not set(i.mods) & {"DIV", "CONV"}:
                 return state, True, within
             continue
         guard = state & _of(i.guard)
-        within |= bool(guard) and i.op in _MEETINGS
+        within |= bool(guard) and i.op in _MEETINGS or "EXCLUSIVE" in i.mods and bool(state & _tokens(i.reads()))
         written = _tokens(i.writes())
         if i.op == "STL":
             written = _local_words(i) or 1 << _ANYWHERE

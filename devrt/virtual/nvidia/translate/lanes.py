@@ -146,8 +146,15 @@ def redux(w: Writer, i: Instruction) -> None:
 
 @named(RULES, "R2UR")
 def r2ur(w: Writer, i: Instruction) -> None:
-    """A register of the lowest lane that is active."""
-    _to(w, result(i), w.of_first(w.word(values(i)[0])))
+    """A register of the lowest lane that is active. The predicate: some active lane has another number."""
+    value = w.word(values(i)[0])
+    one = w.of_first(value)
+    _to(w, result(i), one)
+    for o in outcomes(i):
+        assert isinstance(o.value, Reg)
+        other = w.number(w.op(f"icmp ne {w.vec('i32')} {value}, {w.splat('i32', one)}"))
+        differ = w.op(f"icmp ne i32 {w.op(f'and i32 {other}, {w.lanes()}')}, 0")
+        w.set_reg(o.value, w.op(f"sext i1 {differ} to i32"))
 
 
 def _to(w: Writer, o: Operand, number: str) -> None:
