@@ -167,10 +167,10 @@ u.to               12      5      5      5     13
 """
 _UNIFORM_WAW = """
                      u.udp u.uldc u.umov u.vote u.r2ur
-u.udp                    1      1      1      1     10
-u.uldc u.umov u.vote     7      1      1      1     13
-u.to                   7+4      4      4      4      8
-u.r2ur                 7+4      4      4      4      1
+u.udp                    1      1      1      1    5+4
+u.uldc u.umov u.vote     7      1      1      1   1+10
+u.to                   7+4      4      4      4   10+4
+u.r2ur                   7      1      1      1      1
 """
 _UNIFORM_WAR = """
                      u.vec u.dec u.desc u.cbu u.bind u.udp u.uldc u.umov u.vote
@@ -188,6 +188,17 @@ _UNIFORM_PREDICATE_WAW = """
           up.udp up.vote
 up.udp         1       1
 up.vote        7       1
+"""
+_UNIFORM_PREDICATE_WAR = """
+          up.vec up.udp up.guard up.bra up.uldc
+up.udp         1      1        1      1       1
+up.vote        2      2        1      1       1
+"""
+_PREDICATE_WAR_75 = """
+        p.disp p.alu p.fma p.h16 p.f64
+p.f64        1     2     2     2     1
+p.h16        1     2     2     1     2
+p.dec        1     2     2     2     2
 """
 
 
@@ -236,10 +247,11 @@ def tables(sm: int) -> Tables:
     if sm < 80:
         return Tables(_grid(_RAW_75, _PREDICATE_RAW_75, _UNIFORM_RAW, _UNIFORM_PREDICATE_RAW),
                       _grid(_WAW_75, _PREDICATE_WAW_75, _UNIFORM_WAW, _UNIFORM_PREDICATE_WAW),
-                      _grid(_WAR_75, _UNIFORM_WAR), _DECOUPLED | {"f64", "p.f64", "imma", "mma1", "mma2"})
+                      _grid(_WAR_75, _PREDICATE_WAR_75, _UNIFORM_WAR, _UNIFORM_PREDICATE_WAR),
+                      _DECOUPLED | {"f64", "p.f64", "imma", "mma1", "mma2"})
     predicates, waw = (_PREDICATE_RAW_80, _UNIFORM_RAW, _UNIFORM_PREDICATE_RAW), \
         (_PREDICATE_WAW_80, _UNIFORM_WAW, _UNIFORM_PREDICATE_WAW)
-    war = _grid(_WAR_80, _UNIFORM_WAR)
+    war = _grid(_WAR_80, _UNIFORM_WAR, _UNIFORM_PREDICATE_WAR)
     if sm < 90:
         return Tables(_grid(_RAW_80, *predicates), _grid(_WAW_80, *waw), war, _DECOUPLED | {"f64", "p.f64", "dmma"})
     if sm < 100:
