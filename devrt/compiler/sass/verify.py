@@ -193,13 +193,13 @@ def _excluded(row: _Row, other: _Row, boards: int) -> bool:
 
 
 def _emptied(i: Instruction) -> int:
-    """The scoreboards that DEPBAR waits for until nothing is left under them. (With a count it lets the last so many go on, and
-    no register is sure.)"""
+    """The scoreboards that DEPBAR waits for until nothing is left under them: its own where the count is 0 (with a count it lets
+    the last so many go on, and no register is sure), and those of its set."""
     if i.op != "DEPBAR":
         return 0
-    boards = [o.value.index for o in i.srcs if isinstance(o.value, Reg) and o.value.file is File.SB]
-    counts = [o.value.value for o in i.srcs if isinstance(o.value, Imm)]
-    return sum(1 << board for board in boards) if not any(counts) else 0
+    boards = sum({1 << o.value.index for o in i.srcs if isinstance(o.value, Reg) and o.value.file is File.SB})
+    count, *others = [o.value.value for o in i.srcs if isinstance(o.value, Imm)] or [0]
+    return (0 if count else boards) | (others[0] if others else 0)
 
 
 def _waited(state: _State, wait: int) -> None:

@@ -152,6 +152,7 @@ GOOD: dict[str, list[Instruction]] = {
     "a store behind it in the queue": [store(2, 4), store(6, 7, read=1), add(4, 1, wait=2)],
     "two loads under one scoreboard": [load(4, 2, write=0), load(5, 2, write=0), add(6, 4, wait=1), add(7, 5)],
     "DEPBAR": [load(4, 2, write=0), DEPBAR, add(5, 4)],
+    "DEPBAR of a set": [load(4, 2, write=3), replace(DEPBAR, srcs=(*DEPBAR.srcs, *reg(0b1000))), add(5, 4)],
     "opposite guards": [load(4, 2, Operand(p(0)), write=0), add(2, 1, guard=Operand(p(0), inv=True))],
     "a guard that is there": [compare(0, 1, 13), add(2, 1, guard=Operand(p(0)))],
     "a predicate as an operand": [compare(0, 1, 4), Instruction("SEL", (), reg(r(2)), reg(r(1), RZ, p(0)))],
