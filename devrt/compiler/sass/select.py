@@ -67,6 +67,7 @@ class Selector(Emitter):
         code = optimise.renamed(select_memory.merge(self, code), self.renamed)
         if self.halves:
             code = optimise.without_dead(code)
+        code = optimise.in_place(code, f.words)
         f.params = [(prm.name, 8 * n, 8) for n, prm in enumerate(p.params)]
         return self.finish(code)
 

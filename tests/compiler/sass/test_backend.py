@@ -84,7 +84,7 @@ def test_inner_loops_of_products_are_products(sm: int) -> None:
     (program,) = programs(sm, a @ devrt.zeros((1024, 1024)).realize())
     f = backend.machine_code(program, target.SassTarget(sm))
     loop = counts(inner_loop(f, "FFMA"))
-    assert loop["FFMA"] > 0.87 * loop.total() and loop["LDG.E.128.CONSTANT"] and not f.local_bytes
+    assert loop["FFMA"] > 0.83 * loop.total() and loop["LDG.E.128.CONSTANT"] and loop["LDS.128"] and not loop["MOV"]
 
 
 def test_inner_loops_of_fast_products() -> None:
@@ -110,6 +110,27 @@ def test_what_a_loop_does_not_change_stands_in_front_of_it() -> None:
     f = select(b.finish(), target.SassTarget(90))
     loop = inner_loop(f, "STG")
     assert counts(loop) == {"IMAD.WIDE": 2, "LDG.E.CONSTANT": 1, "FMUL": 1, "STG.E": 1, "IADD3": 1, "ISETP.LT.AND": 1, "BRA": 1}
+
+
+def test_sums_stay_in_their_registers() -> None:
+    """Around a loop and beside what the loop only reads."""
+    b = lir.Builder("sums", lanes=32, groups=2)
+    x, y = b.param("x", dt.float32, 64), b.param("y", dt.float32, 64, writable=True)
+    at = b.add(b.mul(b.group(), b.idx(32)), b.lane())
+    kept = b.load(x, at)
+    other = b.mul(kept, b.const(dt.float32, 3.0))
+
+    def body(i: lir.Reg, carried: list[lir.Reg]) -> list[lir.Reg]:
+        first, second, third = carried
+        near = b.fma(kept, first, other)  # must not overwrite what the next turn reads
+        return [b.fma(near, second, first), first, b.add(b.fma(second, second, third), near)]
+    b.store(y, at, b.canon(b.add(*b.loop(0, 5, [kept, b.const(dt.float32, 0.5), kept], body)[1:])))
+    program = b.finish()
+    values = np.linspace(-1, 1, 64, dtype=np.float32)
+    want, got = ({"x": values, "y": np.zeros(64, np.float32)} for _ in range(2))
+    interpreter.run(program, want)
+    Machine(select(program, target.SassTarget(90)), program, got)
+    np.testing.assert_array_equal(got["y"], want["y"])
 
 
 def test_limits() -> None:
