@@ -6,17 +6,43 @@ import re
 import struct
 from collections.abc import Iterator
 
-from devrt.compiler.sass.instruction import TRUE, Address, Cbuf, File, Imm, Instruction, Label, Operand, Reg, Special, Value
+from devrt.compiler.sass.instruction import (
+    PT,
+    TRUE,
+    UPT,
+    Address,
+    Cbuf,
+    File,
+    Imm,
+    Instruction,
+    Label,
+    Operand,
+    Reg,
+    Special,
+    Value,
+)
 from devrt.compiler.sass.isa.codec import tables_of
 from devrt.compiler.sass.isa.fields import (
-    AddressSlot, CbufSlot, ImmSlot, LabelSlot, Misfit, Mods, PredicatesSlot, RegSlot, Slot, SpecialSlot, words_of)
+    AddressSlot,
+    CbufSlot,
+    ImmSlot,
+    LabelSlot,
+    Misfit,
+    Mods,
+    PredicatesSlot,
+    RegSlot,
+    Slot,
+    SpecialSlot,
+    words_of,
+)
 from devrt.compiler.sass.isa.form import Form
 from devrt.compiler.sass.isa.modifiers import write_groups
 from devrt.compiler.sass.isa.naming import underived
 from devrt.device import CompileError
 
 LINE = re.compile(r"(?:@(?P<inv>!?)(?P<guard>U?P\w)\s+)?(?P<op>[A-Z0-9_]+)(?P<mods>[\w.]*)(?:\s+(?P<operands>.*?))?\s*;?$")
-MARKED = re.compile(r"(?P<neg>-?)(?P<inv>[~!]?)(?P<bar>\|?)(?P<body>[^|]+?)(?P<rest>(?:\.[A-Z]\w*)*)(?P=bar)(?P<reuse>\.reuse)?(?P<select>(?:\.\w+)?)$")
+MARKED = re.compile(r"(?P<neg>-?)(?P<inv>[~!]?)(?P<bar>\|?)(?P<body>[^|]+?)(?P<rest>(?:\.[A-Z]\w*)*)(?P=bar)(?P<reuse>\.reuse)?"
+                    r"(?P<select>(?:\.\w+)?)$")
 REGISTER = re.compile(r"(UR|UP|R|P|SB|B)(\d+|Z|T)$")
 CONSTANT = re.compile(r"c(?P<handle>x?)\[(?P<bank>\w+)\] ?\[(?:(?P<index>U?R\w+)\+?)?(?P<offset>-?0x\w+)?\]$")
 PLACE = re.compile(r"(?:desc\[(?P<descriptor>UR\w+)\])?\[(?P<sum>[^\]]*)\]$")
@@ -30,7 +56,9 @@ def assemble(line: str, sm: int, address: int = 0) -> Instruction:
         raise CompileError(f"{line!r} is no instruction")
     op, mods = match["op"], tuple(match["mods"].split(".")[1:])
     guard = Operand(_register(match["guard"]), inv=bool(match["inv"])) if match["guard"] else TRUE
-    operands = re.sub(r"(R\w+) (-?0x)", r"\1, \2", match["operands"] or "") if op in ("CALL", "RET", "BRX") else match["operands"] or ""
+    operands = match["operands"] or ""
+    if op in ("CALL", "RET", "BRX"):
+        operands = re.sub(r"(R\w+) (-?0x)", r"\1, \2", operands)
     tokens = [token.strip() for token in operands.split(",")] if operands else []
     for form in tables_of(sm).by_op.get(op, ()):
         for asked in (mods, underived(op, mods)):
@@ -59,7 +87,7 @@ def _match(slots: tuple[Slot, ...], tokens: list[str], mods: Mods, place: int = 
     taken = 2 if isinstance(slot, ImmSlot) and slot.style in ("f16", "bf16") else 1
     if len(tokens) >= taken:
         operand = _operand(slot, tokens[:taken], mods)
-        if operand is not None and not (slot.optional and slot.kind in ("P", "UP") and operand == Operand(Reg(File(slot.kind), 7))):
+        if operand is not None and not (slot.optional and operand in (Operand(PT), Operand(UPT))):
             for rest in _match(slots, tokens[taken:], mods, place + 1):
                 yield [(place, operand), *rest]
         elif operand is not None:  # printed though it is not there
@@ -108,8 +136,9 @@ def _body(slot: Slot, text: str, mods: Mods) -> Value | None:
     if not match or not isinstance(slot, CbufSlot) or bool(match["handle"]) != bool(slot.handle):
         return None
     index = _register(match["index"]) if match["index"] else None
-    return Cbuf(0 if slot.handle else int(match["bank"], 16), int(match["offset"] or "0", 16), None if index is None or index.zero else index,
-                _register(match["bank"]) if slot.handle else None, words_of(slot.words, mods))
+    return Cbuf(0 if slot.handle else int(match["bank"], 16), int(match["offset"] or "0", 16),
+                None if index is None or index.zero else index, _register(match["bank"]) if slot.handle else None,
+                words_of(slot.words, mods))
 
 
 def _register(text: str, words: int = 1) -> Reg:
@@ -143,7 +172,8 @@ def _place(slot: AddressSlot, token: str, mods: Mods) -> Address | None:
     if base is None and slot.base is not None:
         base = Reg(File.R, 255)
         wide = not isinstance(slot.wide, bool | str)
-        offset = offset - (1 << slot.offset.width) if offset >> slot.offset.width - 1 and uniform is None else offset
+    if slot.offset.pieces and offset >= 1 << slot.offset.width - 1:  # printed without its sign
+        offset -= 1 << slot.offset.width
     if base is not None:
         fixed = slot.wide in mods if isinstance(slot.wide, str) else slot.wide if isinstance(slot.wide, bool) else wide
         base = Reg(base.file, base.index, 2 if fixed else 1)

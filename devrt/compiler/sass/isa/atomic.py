@@ -27,7 +27,8 @@ NO_C = {64: 255}     # sm_75 names a third source that is not there
 
 def _described(sm: int) -> Slot:
     """desc[UR][R.64 + offset]; Blackwell's offset is a bit shorter."""
-    return AddressSlot(base=BASE, offset=bits(40, 23) if sm >= 100 else OFFSET, descriptor=uniform_slot(64, sm, words=2), wide=True)
+    offset = bits(40, 23) if sm >= 100 else OFFSET
+    return AddressSlot(base=BASE, offset=offset, descriptor=uniform_slot(64, sm, words=2), wide=True)
 
 
 def _described_red(sm: int) -> Slot:
@@ -43,13 +44,15 @@ AMPERE, HOPPER = (80, 86, 89), (90,)
 def _atom(name: str, plain: int, described: int) -> list[Row]:
     """An operation that returns what was there; Pu is where it goes wrong."""
     rows = []
-    for sms, types, order, fixed in (((75,), TYPE_89, ORDER_75, NO_C), (AMPERE, TYPE_89, ORDER, {}), (SINCE_90, TYPE_90, ORDER, {})):
+    plain_forms: tuple[tuple[tuple[int, ...], Group, Group, dict[int, int]], ...] = (
+        ((75,), TYPE_89, ORDER_75, NO_C), (AMPERE, TYPE_89, ORDER, {}), (SINCE_90, TYPE_90, ORDER, {}))
+    for sms, types, order, fixed in plain_forms:
         rows.append(row(name, plain, "Pu Rd*size", "at Rb*size", EXTENDED, OP, types, order, sms=sms, fixed={**NORMAL, **fixed},
                         where=PLAIN_AT, words=WORDS))
     for sms, types, fixed in ((AMPERE, TYPE_89, {70: 3, 91: 1}), (HOPPER, TYPE_90, {70: 3, 91: 1}),
                               (BLACKWELL, TYPE_90, {63: 1, 76: 1, 91: 1})):
-        rows.append(row(f"{name}.E", described, "Pu Rd*size", "at Rb*size", OP, types, ORDER, sms=sms, fixed={72: 1, **NORMAL, **fixed},
-                        where=DESCRIBED, words=WORDS))
+        rows.append(row(f"{name}.E", described, "Pu Rd*size", "at Rb*size", OP, types, ORDER, sms=sms,
+                        fixed={72: 1, **NORMAL, **fixed}, where=DESCRIBED, words=WORDS))
     return rows
 
 
@@ -59,24 +62,25 @@ def _cas(name: str, code: int) -> list[Row]:
                 where=PLAIN_AT, words=WORDS) for sms, order in (((75,), ORDER_75), ((*AMPERE, *SINCE_90), ORDER))]
 
 
+RED_AMPERE = {71: 1, 72: 1, 90: 3, **NORMAL}
+RED_BLACKWELL = {72: 1, 81: 1, 90: 3, **NORMAL}
 REDUCTIONS = (
-    row("RED", 0x98E, "", "at Rb*size", EXTENDED, RED_OP, TYPE_89, ORDER_75, sms=(75,), fixed=NORMAL, where=PLAIN_AT, words=WORDS),
+    row("RED", 0x98E, "", "at Rb*size", EXTENDED, RED_OP, TYPE_89, ORDER_75, sms=(75,), fixed=NORMAL, where=PLAIN_AT,
+        words=WORDS),
     row("RED.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_89, ORDER_75, sms=(75,), fixed={72: 1, 91: 1, **NORMAL},
         where={"at": summed(64)}, words=WORDS),
-    row("RED.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_89, ORDER, sms=AMPERE, fixed={71: 1, 72: 1, 90: 3, **NORMAL}, where=DESCRIBED,
+    row("RED.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_89, ORDER, sms=AMPERE, fixed=RED_AMPERE, where=DESCRIBED, words=WORDS),
+    row("REDG.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_90, ORDER, sms=HOPPER, fixed=RED_AMPERE, where=DESCRIBED, words=WORDS),
+    row("REDG.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_90, ORDER, sms=BLACKWELL, fixed=RED_BLACKWELL, where=DESCRIBED_RED,
         words=WORDS),
-    row("REDG.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_90, ORDER, sms=HOPPER, fixed={71: 1, 72: 1, 90: 3, **NORMAL}, where=DESCRIBED,
+    row("REDG.E.ADD", 0x9A6, "", "at Rb*size", FLOAT_90, ORDER, sms=HOPPER, fixed=RED_AMPERE, where=DESCRIBED, words=WORDS),
+    row("REDG.E.ADD", 0x9A6, "", "at Rb*size", FLOAT_90, ORDER, sms=BLACKWELL, fixed=RED_BLACKWELL, where=DESCRIBED_RED,
         words=WORDS),
-    row("REDG.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_90, ORDER, sms=BLACKWELL, fixed={72: 1, 81: 1, 90: 3, **NORMAL},
-        where=DESCRIBED_RED, words=WORDS),
-    row("REDG.E.ADD", 0x9A6, "", "at Rb*size", FLOAT_90, ORDER, sms=HOPPER, fixed={71: 1, 72: 1, 90: 3, **NORMAL}, where=DESCRIBED,
-        words=WORDS),
-    row("REDG.E.ADD", 0x9A6, "", "at Rb*size", FLOAT_90, ORDER, sms=BLACKWELL, fixed={72: 1, 81: 1, 90: 3, **NORMAL},
-        where=DESCRIBED_RED, words=WORDS),
 )
 
 SHARED = (
-    row("ATOMS", 0x38C, "Rd*size", "at Rb*size", OP, SHARED_TYPE, where={"at": shared(0, True)}, words=WORDS, sms=(75,), fixed=NO_C),
+    row("ATOMS", 0x38C, "Rd*size", "at Rb*size", OP, SHARED_TYPE, where={"at": shared(0, True)}, words=WORDS, sms=(75,),
+        fixed=NO_C),
     row("ATOMS", 0x38C, "Rd*size", "at Rb*size", OP, SHARED_TYPE, where={"at": shared(0, True)}, words=WORDS, sms=SINCE_80),
     row("ATOMS", 0x98C, "Rd*size", "at Rb*size", OP, SHARED_TYPE, fixed={91: 1}, where={"at": shared(64, True)}, words=WORDS),
     row("ATOMS", 0x38D, "Rd*size", "at Rb*size Rc*size", CAS, SHARED_CAS_TYPE, where={"at": shared(0, True)}, words=WORDS),

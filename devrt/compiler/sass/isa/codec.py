@@ -245,6 +245,8 @@ def encode(i: Instruction, sm: int) -> int:
             word |= slot.encode(operand, mods, i.address)
         for slot, operand in zip(writer.srcs, i.srcs, strict=True):
             word |= slot.encode(operand, mods, i.address)
+        if i.control.yields and word >> 122:
+            raise Misfit("an operand is marked for reuse where the warp yields")
         return word | _guard_bits(i.guard, writer.form) << 12 | _control_bits(i.control) << 105
     except Misfit as e:
         raise CompileError(f"sm_{sm} cannot encode {'.'.join((i.op, *mods))}: {e}", evidence=str(i)) from None

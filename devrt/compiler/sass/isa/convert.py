@@ -6,7 +6,7 @@ from typing import Any
 
 from devrt.compiler.sass.isa.fields import Group, always, bits, choice, flag
 from devrt.compiler.sass.isa.floats import FTZ, ROUND
-from devrt.compiler.sass.isa.form import ALL, SINCE_80, SINCE_86, SINCE_89, SINCE_90, Alu, Marks, alu
+from devrt.compiler.sass.isa.form import ALL, SINCE_80, SINCE_86, SINCE_89, SINCE_90, TO_89, Alu, Marks, alu
 
 HALF = {32: Marks(63, 62, choice(60, 1, "", "H1"))}          # reads the low half, or the high one
 BYTE = {32: Marks(select=choice(60, 2, "", "B1", "B2", "B3"))}
@@ -36,7 +36,8 @@ def _source(name: str) -> dict[str, Any]:
 def _float_to_float(to: str, source: str) -> Alu:
     sms = SINCE_90 if source == "BF16" or to == "BF16" and source != "F32" else _sms(to)
     return alu("F2F", 0x110 if "F64" in (to, source) else 0x104, "Rd*2" if to == "F64" else "Rd",
-               "-|B*2" if source == "F64" else "-|B", FTZ, always(f"{to}.{source}"), ROUND, fixed={75: FLOATS[to], 84: FLOATS[source]}, sms=sms,
+               "-|B*2" if source == "F64" else "-|B", FTZ, always(f"{to}.{source}"), ROUND,
+               fixed={75: FLOATS[to], 84: FLOATS[source]}, sms=sms,
                **_source(source))
 
 
@@ -59,7 +60,8 @@ def _int_to_float(to: str, source: str) -> Alu:
 
 def _round(source: str) -> Alu:
     return alu("FRND", 0x113 if source == "F64" else 0x107, "Rd*2" if source == "F64" else "Rd",
-               "-|B*2" if source == "F64" else "-|B", FTZ, *([] if source == "F32" else [always(source)]), TOWARD, fixed={75: FLOATS[source], 84: FLOATS[source]},
+               "-|B*2" if source == "F64" else "-|B", FTZ, *([] if source == "F32" else [always(source)]), TOWARD,
+               fixed={75: FLOATS[source], 84: FLOATS[source]},
                sms=SINCE_90 if source == "BF16" else ALL, **_source(source))
 
 
@@ -93,14 +95,17 @@ PACK_8 = (
         fixed={77: 3, 87: 9}, kinds="1", sms=SINCE_89),
     alu("F2FP.SATFINITE", 0x03E, "Rd", "B C", choice(76, 1, "E5M2", "E4M3"), always("F16.UNPACK_B_MERGE_C"),
         fixed={24: 255, 73: 1, 77: 1, 87: 9}, kinds="1", sms=SINCE_89),
-    alu("F2FP", 0x03E, "Rd", "B", flag("RELU", 75), always("F16"), choice(73, 1, "E5M2", "E4M3"),
-        always("UNPACK_B"), fixed={24: 255, 64: 255, 74: 1, 89: 1}, kinds="1", sms=SINCE_89),
+    alu("F2FP", 0x03E, "Rd", "B", flag("RELU", 75), always("F16"), choice(73, 1, "E5M2", "E4M3"), always("UNPACK_B"),
+        fixed={24: 255, 64: 255, 74: 1, 89: 1}, kinds="1", places={32: Marks(select=choice(88, 1, "", "H1"))}, sms=SINCE_89),
 )
+
+PACK_TF32 = alu("F2FP", 0x03E, "Rd", "B", flag("RELU", 75), always("TF32.F32.PACK_B"), kinds="1", sms=SINCE_90,
+                fixed={24: 255, 64: 255, 76: 1, 78: 1, 86: 1, 89: 1})
 
 ROWS = (
     alu("MUFU", 0x108, "Rd", "-|B", MUFU, kinds="156", reuse=""),
     alu("MUFU", 0x108, "Rd", "B", MUFU_HALF, imm="f32", kinds="4"),
-    alu("MUFU", 0x108, "Rd", "-|B", MUFU_HALF, Group(bits(73), (None, "F16")), kinds="1", places=HALF, reuse="", sms=(75, 80, 86, 89)),
+    alu("MUFU", 0x108, "Rd", "-|B", MUFU_HALF, Group(bits(73), (None, "F16")), kinds="1", places=HALF, reuse="", sms=TO_89),
     alu("MUFU", 0x108, "Rd", "-|B", MUFU_HALF, Group(bits(72, 2), (None, "F16", "BF16", None)), kinds="1", places=HALF, reuse="",
         sms=SINCE_90),
     *(_float_to_float(to, source) for to in FLOATS for source in FLOATS if to != source and (to, source) != ("F16", "BF16")),
@@ -108,6 +113,7 @@ ROWS = (
     *(_int_to_float(to, source) for to in FLOATS for source in BYTES),
     alu("I2F.U32", 0x106, "Rd", "B", ROUND, fixed={75: 2, 84: 2}, kinds="4"),
     *(_round(source) for source in FLOATS),
-    *PACK, *PACK_INTEGERS, *PACK_8,
-    alu("I2FP.F32", 0x045, "Rd", "B", choice(74, 1, "U32", "S32"), choice(78, 2, "", None, None, "RZ"), fixed={75: 2, 84: 2}, kinds="156", sms=SINCE_86),
+    *PACK, *PACK_INTEGERS, *PACK_8, PACK_TF32,
+    alu("I2FP.F32", 0x045, "Rd", "B", choice(74, 1, "U32", "S32"), choice(78, 2, "", None, None, "RZ"),
+        fixed={75: 2, 84: 2}, kinds="156", sms=SINCE_86),
 )

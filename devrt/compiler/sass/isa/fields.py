@@ -295,7 +295,8 @@ class CbufSlot(Slot):
 class AddressSlot(Slot):
     """[base * scale + uniform + offset], the offset with a sign. `wide`: the bit that says that the base is 64 bits, or the
     modifier, or True or False where it always or never is. `scale`: the base times one of
-    `scales`. `descriptor`: desc[UR][..]."""
+    `scales`. `unsigned`: the offset is printed without a sign where it stands "alone", or behind a
+    "uniform" register and nothing else. `descriptor`: desc[UR][..]."""
 
     base: RegSlot | None = None
     uniform: RegSlot | None = None
@@ -304,6 +305,7 @@ class AddressSlot(Slot):
     wide: int | bool | str = False
     scale: Bits | None = None
     scales: tuple[int, ...] = (1, 4, 8, 16)
+    unsigned: str = "alone"
 
     def __post_init__(self) -> None:
         shape = ("r" if self.base else "") + ("u" if self.uniform else "") + ("d" if self.descriptor else "")

@@ -6,7 +6,7 @@ from typing import Any
 
 from devrt.compiler.sass.isa.fields import Group, bits, choice, flag
 from devrt.compiler.sass.isa.floats import COMPARE
-from devrt.compiler.sass.isa.form import ALL, BLACKWELL, SINCE_80, SINCE_90, TO_90, Alu, Marks, alu
+from devrt.compiler.sass.isa.form import ALL, SINCE_80, SINCE_86, SINCE_90, Alu, Marks, alu
 
 # Which halves of a register: both, the low one twice, the high one twice; F32 reads the register as one float
 HALVES = ("", None, "H0_H0", "H1_H1")
@@ -30,7 +30,8 @@ def _rows(bf16: bool) -> tuple[Alu, ...]:
         alu("HADD2", 0x030, "Rd", "-|A -|C", *mark, FTZ, SAT, register_c=32, sms=SINCE_90 if bf16 else SINCE_80, **rest),
         alu("HMUL2", 0x032, "Rd", "-|A -|B", *mark, FTZ, SAT, sms=sms, **rest),
         alu("HFMA2", 0x031, "Rd", "-|A -|B -|C", *mark, FTZ, SAT, sms=fma, **rest),
-        alu("HFMA2", 0x031, "Rd", "-|A -|B -|C", *mark, FTZ, Group(bits(79), (None, "RELU")), fixed={87: 7}, sms=SINCE_80, **rest),
+        alu("HFMA2", 0x031, "Rd", "-|A -|B -|C", *mark, FTZ, Group(bits(79), (None, "RELU")), fixed={87: 7}, sms=SINCE_80,
+            **rest),
         alu("HFMA2.MMA", 0x035, "Rd", "-|A -|B -|C", *mark, FTZ, SAT, sms=matrix, **{**rest, "places": MMA_PLACES}),
         alu("HFMA2.MMA", 0x035, "Rd", "-|A -|B -|C", *mark, FTZ, Group(bits(79), (None, "RELU")), fixed={87: 7}, sms=matrix,
             **{**rest, "places": MMA_PLACES}),
@@ -50,8 +51,9 @@ def _comparisons(bf16: bool) -> tuple[Alu, ...]:
 
 ROWS = (
     *_rows(False), *_rows(True),
-    alu("HADD2.F32", 0x030, "Rd", "-A -|C", FTZ, SAT, fixed={78: 1}, kinds="1", register_c=32, places=PLACES, sms=TO_90),
-    alu("HADD2.F32", 0x030, "Rd", "-A -|C", FTZ, SAT, fixed={78: 1}, kinds="1", register_c=32, places=PLACES, sms=BLACKWELL, reuse="C"),
+    alu("HADD2.F32", 0x030, "Rd", "-A -|C", FTZ, SAT, fixed={78: 1}, kinds="1", register_c=32, places=PLACES, sms=(75, 80)),
+    alu("HADD2.F32", 0x030, "Rd", "-A -|C", FTZ, SAT, fixed={78: 1}, kinds="1", register_c=32, places=PLACES, sms=SINCE_86,
+        reuse="C"),
     alu("HADD2", 0x030, "Rd", "-|A -|C", FTZ, SAT, imm="f16", register_c=32, places=WITH_F32, sms=(75,)),
     *_comparisons(False), *_comparisons(True),
 )

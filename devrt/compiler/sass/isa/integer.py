@@ -38,7 +38,8 @@ ADDS = (
     alu("IADD", 0x035, "Rd*wide [Pu]", "-A*wide -B*wide", flag("64", 73), fixed={87: 15}, imm="int", words=WIDE, sms=BLACKWELL),
     alu("IADD", 0x035, "Rd*wide [Pu]", "~A*wide ~B*wide Pp", flag("64", 73), X, imm="int", words=WIDE, sms=BLACKWELL),
     alu("VIADD", 0x036, "Rd", "A -B", flag("16x2", 73), sms=(90,)),
-    alu("VIADD", 0x036, "Rd", "-A -B", choice(73, 3, "32", "16x2", "S32", "S16x2", "U8x4", "S8x4"), flag("ISAT", 80), sms=BLACKWELL),
+    alu("VIADD", 0x036, "Rd", "-A -B", choice(73, 3, "32", "16x2", "S32", "S16x2", "U8x4", "S8x4"), flag("ISAT", 80),
+        sms=BLACKWELL),
     alu("VABSDIFF", 0x014, "Rd [Pu]", "A B C", U32, kinds="1", sms=TO_90),
     alu("IABS", 0x013, "Rd", "B", imm="int"),
 )
@@ -89,8 +90,8 @@ COMPARISONS = (
         sms=BLACKWELL),
     alu("VIMNMX", 0x048, "Rd", "A B Pp", choice(72, 2, "U32", "", "U16x2", "S16x2"), flag("RELU", 76), imm="int",
         fixed={81: 7, 84: 7}, sms=(90,)),
-    alu("VIMNMX", 0x048, "Rd", "A B Pp", choice(72, 3, "U32", "S32", "U16x2", "S16x2", "U8x4", "S8x4"), flag("RELU", 76), imm="int",
-        fixed={81: 7, 84: 7}, sms=BLACKWELL),
+    alu("VIMNMX", 0x048, "Rd", "A B Pp", choice(72, 3, "U32", "S32", "U16x2", "S16x2", "U8x4", "S8x4"), flag("RELU", 76),
+        imm="int", fixed={81: 7, 84: 7}, sms=BLACKWELL),
     alu("VIADDMNMX", 0x046, "Rd", "A -B C Pp", choice(72, 2, "U32", "", "U16x2", "S16x2"), flag("RELU", 76), sms=(90,)),
 )
 

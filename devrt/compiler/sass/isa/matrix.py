@@ -22,8 +22,8 @@ def _rows(name: str, base: int, words: Words, groups: tuple[Group, ...], fixed: 
     for generations, letters in zip((TURING, TO_90[1:], BLACKWELL), reuse, strict=True):
         here = tuple(sm for sm in generations if sm in sms)
         if here:
-            found.append(alu(name, base, f"Rd*{d}", f"A*{a} B*{b} C*{c}", *groups, kinds="1", fixed=fixed, sms=here, reuse=letters,
-                             places=places))
+            found.append(alu(name, base, f"Rd*{d}", f"A*{a} B*{b} C*{c}", *groups, kinds="1", fixed=fixed, sms=here,
+                             reuse=letters, places=places))
     return found
 
 
@@ -33,9 +33,10 @@ def _floats(name: str, words: Words, fixed: dict[int, int], sms: tuple[int, ...]
 
 def _ints(shape: str, words: Words, fixed: dict[int, int], narrow: bool, sms: tuple[int, ...]) -> list[Alu]:
     """Of 8 bits, or `narrow`: of 4."""
-    a, b = ([choice(lo, 1, "U4", "S4") if narrow else choice(lo, 1, "U8", "S8") for lo in (76, 78)])
+    a, b = (choice(lo, 1, "U4", "S4") if narrow else choice(lo, 1, "U8", "S8") for lo in (76, 78))
     size = {83: 1, 84: 1} if narrow else {}
-    return _rows(f"IMMA.{shape}", 0x037, words, (a, b, flag("SAT", 82)), {**fixed, **size, 74: 1}, sms, ("ABC", "AB", "B"), ROW_COL)
+    groups = (a, b, flag("SAT", 82))
+    return _rows(f"IMMA.{shape}", 0x037, words, groups, {**fixed, **size, 74: 1}, sms, ("ABC", "AB", "B"), ROW_COL)
 
 
 def _doubles(shape: str, words: Words, fixed: dict[int, int], sms: tuple[int, ...]) -> list[Alu]:
@@ -75,4 +76,5 @@ ROWS = (
            ("", "", ""), ROW_COL),
     *_rows("QMMA.16832.F32", 0x07A, (4, 4, 2, 4), (choice(78, 1, "E4M3", "E5M2"), always("E4M3")), {74: 3, 77: 1}, BLACKWELL,
            ("", "", ""), {}),
+    alu("MOVM.16.MT88", 0x03A, "Rd", "A", kinds="1", reuse=""),  # 8 x 8 halves, transposed
 )

@@ -38,10 +38,10 @@ def _described(lo: int) -> Callable[[int], Slot]:
     return lambda sm: AddressSlot(base=BASE, offset=OFFSET, descriptor=uniform_slot(lo, sm, words=2), wide=True)
 
 
-def shared(lo: int, scaled: bool) -> Callable[[int], Slot]:
+def shared(lo: int, scaled: bool, unsigned: str = "alone") -> Callable[[int], Slot]:
     """[R.X4 + UR + offset] of shared memory."""
     return lambda sm: AddressSlot(base=BASE, offset=OFFSET, uniform=uniform_slot(lo, sm) if lo else None,
-                                  scale=bits(78, 2) if scaled else None)
+                                  scale=bits(78, 2) if scaled else None, unsigned=unsigned)
 
 
 def _global(sms: tuple[int, ...], loads: Group, stores: Group) -> tuple[Row, ...]:
@@ -103,8 +103,8 @@ ROWS = (
     row("LDGSTS.E", 0xFAE, "", "to at [Pp]", BYPASS, Group(Bits(((71, 2),)), ("", "LTC64B", "LTC128B", None)),
         choice(73, 3, None, None, None, None, "", "64", "128"), ZFILL, sms=(80, 86, 89, 90), fixed={70: 1, 76: 1, 84: 1, 91: 1},
         where=ASYNC),
-    row("LDGSTS.E", 0xFAE, "", "to at [Pp]", BYPASS, choice(72, 2, "", "LTC64B", "LTC128B"), choice(74, 2, "", "64", "128"), ZFILL,
-        sms=BLACKWELL, fixed={76: 1, 83: 3, 91: 1}, where=ASYNC),
+    row("LDGSTS.E", 0xFAE, "", "to at [Pp]", BYPASS, choice(72, 2, "", "LTC64B", "LTC128B"), choice(74, 2, "", "64", "128"),
+        ZFILL, sms=BLACKWELL, fixed={76: 1, 83: 3, 91: 1}, where=ASYNC),
     row("QSPC", 0x3AA, "Pu Rd", "at", EXTENDED, choice(73, 2, "G", "L", "S"), where={"at": PLAIN}),
     *_generic((75,), LOADS_75, STORES_75),
     *_generic(SINCE_80, LOADS, STORES),
@@ -113,8 +113,9 @@ ROWS = (
     row("STS", 0x388, "", "at Rb*size", SIZE, where={"at": shared(0, True)}, words=WORDS),
     row("STS", 0x988, "", "at Rb*size", SIZE, fixed={91: 1}, where={"at": shared(64, True)}, words=WORDS),
     row("LDS.U", 0x984, "Rd*size", "at", SIZE, fixed={76: 1}, where={"at": shared(0, True)}, words=WORDS, sms=(75,)),
-    row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, where={"at": shared(0, False)}, words=COUNTS),
-    row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, fixed={91: 1}, where={"at": shared(32, False)}, words=COUNTS),
+    row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, where={"at": shared(0, False, "uniform")}, words=COUNTS),
+    row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, fixed={91: 1},
+        where={"at": shared(32, False, "uniform")}, words=COUNTS),
     row("LDL", 0x983, "Rd*size", "at", EVICT, SIZE, where={"at": shared(0, False)}, words=WORDS),
     row("LDL", 0x983, "Rd*size", "at", EVICT, SIZE, fixed={91: 1}, where={"at": shared(32, False)}, words=WORDS),
     row("STL", 0x387, "", "at Rb*size", EVICT, SIZE, where={"at": shared(0, False)}, words=WORDS),

@@ -12,13 +12,13 @@ def _zero(operand: Operand) -> bool:
 
 
 def _imad(mods: Mods, srcs: list[Operand]) -> Mods:
-    """MOV: times zero. SHL: times a power of two, plus RZ. IADD: times one."""
+    """MOV: times zero, or once and plus RZ. SHL: times a power of two, plus RZ. IADD: times one."""
     if mods not in ((), ("U32",)):
         return mods
     a, b, c = srcs
     if any(isinstance(o.value, Reg) and o.value.file is File.UR or isinstance(o.value, Cbuf) and o.value.handle for o in srcs):
         return mods
-    if _zero(a) or _zero(b) or b.value == Imm(0):
+    if _zero(a) or _zero(b) or b.value == Imm(0) or (b.value == Imm(1) and _zero(c)):
         return ("MOV", *mods)
     if isinstance(b.value, Imm):
         value = b.value.value

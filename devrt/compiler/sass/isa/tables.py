@@ -6,7 +6,9 @@ from devrt.compiler.sass.isa import atomic, control, convert, floats, half, inte
 from devrt.compiler.sass.isa.form import ALL as GENERATIONS
 from devrt.compiler.sass.isa.form import Alu, Form, Row
 
-ROWS: tuple[Row | Alu, ...] = (*integer.ROWS, *floats.ROWS, *half.ROWS, *convert.ROWS, *lanes.ROWS, *memory.ROWS, *atomic.ROWS, *matrix.ROWS, *control.ROWS, *uniform.ROWS)
+ROWS: tuple[Row | Alu, ...] = (
+    *integer.ROWS, *floats.ROWS, *half.ROWS, *convert.ROWS, *lanes.ROWS, *memory.ROWS, *atomic.ROWS, *matrix.ROWS,
+    *control.ROWS, *uniform.ROWS)
 
 
 def forms(sm: int) -> list[Form]:

@@ -62,7 +62,7 @@ def _operand(operand: Operand, slot: Slot | None, sm: int) -> str:
         return SPECIAL.get(value.number, f"SR{value.number}")
     else:
         return _label(value)
-    inside = operand.select in INSIDE or not (isinstance(value, Reg) and value.file is File.R)
+    inside = operand.abs and operand.select in INSIDE or not (isinstance(value, Reg) and value.file is File.R)
     if operand.select and inside:
         body += f".{operand.select}"
     if operand.abs:
@@ -85,7 +85,9 @@ def _label(label: Label) -> str:
 def _cbuf(cbuf: Cbuf, slot: Slot | None) -> str:
     bank = f"c[{cbuf.bank:#x}]" if cbuf.handle is None else f"cx[{cbuf.handle}]"
     if cbuf.index is None:
-        where = str(Reg(slot.index.file, 255)) if isinstance(slot, CbufSlot) and slot.index and not cbuf.offset else f"{cbuf.offset:#x}"
+        where = f"{cbuf.offset:#x}"
+        if isinstance(slot, CbufSlot) and slot.index and not cbuf.offset:
+            where = str(Reg(slot.index.file, 255))
         return f"{bank}{' ' if slot and slot.select else ''}[{where}]"
     return f"{bank}[{cbuf.index}{f'+{cbuf.offset:#x}' if cbuf.offset else ''}]"
 
@@ -94,17 +96,21 @@ def _address(address: Address, slot: Slot | None, sm: int) -> str:
     parts = []
     base = address.base
     sums = isinstance(slot, AddressSlot) and slot.wide == 90
-    hidden = address.scale == 1 and not (sums and base and base.words == 1) if address.uniform else bool(address.offset) and address.descriptor is None
+    if address.uniform:
+        hidden = address.scale == 1 and not (sums and base and base.words == 1)
+    else:
+        hidden = bool(address.offset) and address.descriptor is None
     if base is not None and not (base.zero and hidden):
         wide = ".64" if base.words == 2 and (address.uniform or address.descriptor) else \
             ".U32" if sums else ""
         parts.append(f"{base}{wide}{f'.X{address.scale}' if address.scale > 1 else ''}")
     if address.uniform is not None:
         parts.append(str(address.uniform))
-    if not parts and isinstance(slot, AddressSlot):  # an address by itself has no sign
-        parts.append(f"{address.offset & (1 << slot.offset.width) - 1:#x}")
-    elif address.offset or not parts:
-        parts.append(f"{address.offset:#x}")
+    offset = address.offset
+    if isinstance(slot, AddressSlot) and (not parts if slot.unsigned == "alone" else parts == [str(address.uniform)]):
+        offset &= (1 << slot.offset.width) - 1
+    if offset or not parts:
+        parts.append(f"{offset:#x}")
     body = f"[{'+'.join(parts)}]"
     return body if address.descriptor is None or sm < 90 else f"desc[{address.descriptor}]{body}"
 
@@ -140,4 +146,4 @@ def number(value: float, negative: int, signalling: bool) -> str:
         return f"{sign}INF "
     if value == 0:
         return "-0.0 " if negative else "0"
-    return f"{value:.20e}" if abs(value) >= 1 << 31 else f"{value:.20g}"
+    return f"{value:.20e}" if abs(value) >= 1e9 else f"{value:.20g}"

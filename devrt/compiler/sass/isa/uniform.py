@@ -30,11 +30,17 @@ def uniform(name: str, base: int, dsts: str, srcs: str, *groups: Group, imm: str
             row(name, base | 0x800, dsts, " ".join(constant), *groups, sms=sms, fixed=bound, where=places, uniform=True))
 
 
+def _indexed(sm: int) -> CbufSlot:
+    """c[bank][UR + offset]"""
+    return CbufSlot(index=uniform_slot(24, sm), offset=bits(37, 16), unit=1, signed=False, words=SIZES)
+
+
 ROWS: tuple[Row, ...] = (
     row("UMOV", 0x882, "URd", "value", where={"value": ImmSlot(at=bits(32, 32))}, uniform=True),
     row("UMOV", 0xC82, "URd", "URb", fixed={91: 1}, uniform=True),
     row("UMOV.64", 0xC82, "URd*2", "URb*2", fixed={80: 1, 91: 1}, sms=BLACKWELL, uniform=True),
-    row("UMOV.64", 0x482, "URd*2", "value", where={"value": ImmSlot(at=bits(24, 64))}, fixed={91: 1}, sms=BLACKWELL, uniform=True),
+    row("UMOV.64", 0x482, "URd*2", "value", where={"value": ImmSlot(at=bits(24, 64))}, fixed={91: 1}, sms=BLACKWELL,
+        uniform=True),
     *uniform("UIADD3", 0x090, "URd [UPu] [UPv]", "-A -B -C", fixed=NO_CARRY, imm="int"),
     *uniform("UIADD3", 0x090, "URd [UPu] [UPv]", "~A ~B ~C UPp UPq", X, imm="int"),
     *uniform("UIMAD", 0x0A4, "URd", "A B -C", U32, fixed={81: 7, 87: 15}, imm="int"),
@@ -54,8 +60,8 @@ ROWS: tuple[Row, ...] = (
     *uniform("UISETP", 0x08C, "UPu UPv", "A B UPp", COMPARE, U32, COMBINE, imm="int", fixed={68: 7}),
     *uniform("UISETP", 0x08C, "UPu UPv", "A B UPp UPr", COMPARE, U32, COMBINE, EX, imm="int", sms=(80, 86, 89, 90, 120)),
     row("UPLOP3.LUT", 0x89C, "UPu UPv", "UPp UPq UPr lut second", where=LUTS, uniform=True),
-    row("UI2F.U32", 0x85A, "URd", "value", ROUND, fixed={75: 2, 84: 2, 91: 1}, where={"value": ImmSlot(at=bits(32, 32))}, sms=BLACKWELL,
-        uniform=True),
+    row("UI2F.U32", 0x85A, "URd", "value", ROUND, fixed={75: 2, 84: 2, 91: 1}, where={"value": ImmSlot(at=bits(32, 32))},
+        sms=BLACKWELL, uniform=True),
     row("UI2FP.F32", 0x25E, "URd", "URb", choice(74, 1, "U32", "S32"), choice(78, 2, "", None, None, "RZ"),
         fixed={75: 2, 84: 2, 91: 1}, sms=BLACKWELL, uniform=True),
     row("UPOPC", 0x2BF, "URd", "~URb", fixed={91: 1}, uniform=True),
@@ -63,7 +69,6 @@ ROWS: tuple[Row, ...] = (
     row("UFLO", 0x2BD, "URd [UPu]", "~URb", U32, flag("SH", 74), fixed={91: 1}, uniform=True),
     row("ULDC", 0xAB9, "URd*size", "constant", choice(73, 3, "U8", "S8", "U16", "S16", "", "64"), sms=TO_90,
         where={"constant": CbufSlot(offset=bits(38, 16), unit=1, words=SIZES)}, words={"size": SIZES}, uniform=True),
-    row("LDCU", 0x7AC, "URd*size", "constant", choice(73, 3, "U8", "S8", "U16", "S16", "", "64", "128"), sms=BLACKWELL, fixed={91: 1},
-        where={"constant": lambda sm: CbufSlot(index=uniform_slot(24, sm), offset=bits(37, 16), unit=1, signed=False, words=SIZES)},
-        words={"size": SIZES}, uniform=True),
+    row("LDCU", 0x7AC, "URd*size", "constant", choice(73, 3, "U8", "S8", "U16", "S16", "", "64", "128"), sms=BLACKWELL,
+        fixed={91: 1}, where={"constant": _indexed}, words={"size": SIZES}, uniform=True),
 )
