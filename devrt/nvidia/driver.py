@@ -97,9 +97,8 @@ def open_node(system: System, path: str) -> int:
 
 def register(system: System, tables: Tables, node: str, fd: int, control_fd: int) -> None:
     """Let the client behind `control_fd` use the card behind `fd`."""
-    argument = tables.nvrm.new("nv_ioctl_register_fd_t", ctl_fd=control_fd)
     with reported_as(f"the driver does not take {node} for this client"):
-        system.ioctl(fd, tables.nvrm.request("NV_ESC_REGISTER_FD"), memoryview(tables.nvrm.ffi.buffer(argument)).cast("B"))
+        tables.nvrm.call(system, fd, "NV_ESC_REGISTER_FD", ctl_fd=control_fd)
 
 
 class Driver:

@@ -101,7 +101,7 @@ class Region:
         """Let a GPU reach it too, at the same address."""
         if objects in self.owners:
             return
-        if objects is not self.objects:
+        if objects is not self.objects and self.kind in _ON_GPU:
             objects.befriend(self.objects)
         rm, attributes = self.driver.rm, {"gpuUuid": {"uuid": objects.uuid}, "gpuMappingType": Mapping_.ReadWriteAtomic}
         rm.uvm(f"can't map {self.nbytes} bytes to {objects.name}", "UVM_MAP_EXTERNAL_ALLOCATION", base=self.address,

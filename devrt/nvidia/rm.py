@@ -126,7 +126,8 @@ class ResourceManager:
         known = dict(self._uvm.ffi.typeof(self._uvm.ctype(struct)).fields)
         params = self._uvm.new(struct, **{key: value for key, value in fields.items() if key in known})
         try:
-            self.system.ioctl(self.uvm_fd if fd < 0 else fd, self._uvm.request(name), _bytes(self._uvm, params))
+            with _bytes(self._uvm, params) as data:  # released, as Uapi.call does it
+                self.system.ioctl(self.uvm_fd if fd < 0 else fd, self._uvm.request(name), data)
         except OSError as error:
             raise devrt_error(error, what) from error
         if params.rmStatus and params.rmStatus not in allow:
@@ -135,7 +136,8 @@ class ResourceManager:
 
     def _call(self, what: str, name: str, argument: Any, call: str, *allow: int, fd: int = -1, answer: Any = None) -> None:
         try:
-            self.system.ioctl(self.fd if fd < 0 else fd, self._nvrm.request(name), _bytes(self._nvrm, argument))
+            with _bytes(self._nvrm, argument) as data:
+                self.system.ioctl(self.fd if fd < 0 else fd, self._nvrm.request(name), data)
         except OSError as error:
             raise devrt_error(error, what) from error
         status = (argument if answer is None else answer).status

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from nvidia_kernels import LANES, SMS, image
 
-from devrt.device import DeviceFault, DeviceHang, DeviceLost, DevrtError, Placement
+import devrt
+from devrt.device import DeviceFault, DeviceHang, DeviceLost, DevrtError, Placement, Unsupported
 from devrt.gpu.commands import Copy
 from devrt.ioctl.system import MAP_NORESERVE, MAP_PRIVATE
 from devrt.nvidia.device import NvidiaDevice
@@ -227,6 +229,26 @@ def test_kernels_reach_a_peers_memory(opened: Opened, machine: Machine) -> None:
     near, out = here.peer(far), here.alloc(4 * LANES, Placement.HOST)
     here.compute.wait(launch(here, near, near, out), 10)
     assert bytes(out.host()) == b"\0\0\0\x40" * LANES
+
+
+def test_gpus_that_do_not_reach_each_other(opened: Opened, machine: Machine) -> None:
+    """Signals and host memory are shared all the same; arrays go through the host."""
+    system = machine("2xsm_86-nop2p")
+    here, there = opened(system, 0), opened(system, 1)
+    with pytest.raises(Unsupported, match="does not reach") as caught:
+        here.peer(there.alloc(4096))
+    assert caught.value.remedy == "copy through the host"
+    done, host = there.signal(), there.alloc(4096, Placement.HOST)
+    host.host()[:] = b"h" * 4096
+    near, out, commands = here.peer(host), here.alloc(4096, Placement.HOST), here.command_list()
+    commands.copy(out, near, 4096)
+    value = here.transfer.submit(commands, wait=[(done, 1)])
+    there.transfer.submit(there.command_list(), signal=[(done, 1)])
+    here.transfer.wait(value, 10)
+    assert bytes(out.host()) == b"h" * 4096
+    x = np.arange(10_000, dtype=np.float32)
+    uri = "virtual:nvidia/2xsm_86-nop2p"
+    np.testing.assert_array_equal(devrt.asarray(x, device=uri).to_device(f"{uri}:1").numpy(), x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
