@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from devrt.compiler.sass.instruction import Address, Instruction, Operand, Reg
 from devrt.virtual.memory import Access
-from devrt.virtual.nvidia.translate.integer import outcomes
 from devrt.virtual.nvidia.translate.layout import KIND, WINDOW
 from devrt.virtual.nvidia.translate.memory import address
+from devrt.virtual.nvidia.translate.operands import outcomes
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
 RULES: dict[str, Rule] = {}

@@ -30,7 +30,6 @@ class Function:
         self.masked = divergence.masked(self.blocks, entry)
         self.resumes: dict[int, str] = {}  # byte offset -> label: where a warp or its lanes may go on
         self.scheduled = bool(self.masked)
-        self.returns = sorted({a for b in self.blocks.values() if b.end is End.RETURN for a in b.successors})
 
     def _blocks(self, code: bytes, sm: int, constants: Mapping[int, bytes]) -> dict[int, FlowBlock]:
         """The blocks, indirect branches followed to where tables in constant banks send them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from devrt.compiler.sass.instruction import File, Imm, Instruction, Label, Operand, Reg, Special
 from devrt.virtual.nvidia.translate import layout
-from devrt.virtual.nvidia.translate.integer import outcomes, predicates, result, values
+from devrt.virtual.nvidia.translate.operands import outcomes, predicates, result, values
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
 RULES: dict[str, Rule] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from devrt.compiler.sass.instruction import Address, Cbuf, Instruction, Operand, Reg
 from devrt.virtual.nvidia.translate import layout, rows
-from devrt.virtual.nvidia.translate.integer import outcomes, predicates
+from devrt.virtual.nvidia.translate.operands import outcomes, predicates
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
 RULES: dict[str, Rule] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from devrt.virtual.nvidia.translate import (
     atomics,
+    bits,
     convert,
     doubles,
     floats,
@@ -16,5 +17,5 @@ from devrt.virtual.nvidia.translate import (
 )
 from devrt.virtual.nvidia.translate.writer import Rule
 
-_FILES = (integer, memory, atomics, lanes, floats, doubles, half, convert, special, matrix)
+_FILES = (integer, bits, memory, atomics, lanes, floats, doubles, half, convert, special, matrix)
 RULES: dict[str, Rule] = {op: rule for file in _FILES for op, rule in file.RULES.items()}

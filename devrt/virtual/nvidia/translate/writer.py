@@ -14,7 +14,6 @@ from devrt.compiler.sass.instruction import Cbuf, File, Imm, Instruction, Operan
 from devrt.virtual.nvidia.translate import layout
 
 LANES = 32
-ALL = -1  # a mask of all lanes
 
 
 class NotTranslated(Exception):
