@@ -129,7 +129,10 @@ class Uapi:
     def call(self, system: System, fd: int, name: str, /, **fields: Any) -> Any:
         """Make the call and return its struct as the driver left it. Raises OSError."""
         argument = self.new(self.ioctls[name].struct, **fields)
-        system.ioctl(fd, self.request(name), memoryview(self.ffi.buffer(argument)))
+        # Released when the call fails, too: before Python 3.11.8 and 3.12.2 a view that only a failure's traceback holds can
+        # crash the garbage collector (python/cpython issue 77894).
+        with memoryview(self.ffi.buffer(argument)) as data:
+            system.ioctl(fd, self.request(name), data)
         return argument
 
     def find(self, request: int) -> str | None:

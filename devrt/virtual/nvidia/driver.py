@@ -14,6 +14,7 @@ from typing import Any
 from devrt.ioctl.nv_health import RecoveryAction
 from devrt.ioctl.nv_versions import tables_for
 from devrt.ioctl.system import PROT_WRITE, Argument, LogLine, System, view
+from devrt.ioctl.uapi import Uapi
 from devrt.virtual.client import Client, Place
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults
@@ -206,15 +207,16 @@ class NvidiaDriver:
             fail(planned)
         struct = table.ioctls[name].struct
         size = table.size(struct)
-        args, raw = self._argument(client, table, struct, size, size, argument)
+        args = self._argument(client, table, struct, size, size, argument)
         with self.lock:
             uvm.perform(self, client, file, name, args)
-        self._answer(client, argument, raw, size)
+        if args is not None:
+            self._answer(client, argument, bytes(table.ffi.buffer(args)))
 
     def _rm(self, client: Client, file: NodeFile, request: int, argument: Argument) -> None:
         table, number, size = self.tables.nvrm, request & 0xFF, request >> 16 & 0x3FFF
         if number == _XFER:
-            head, _ = self._argument(client, table, "nv_ioctl_xfer_t", table.size("nv_ioctl_xfer_t"), size, argument)
+            head = self._argument(client, table, "nv_ioctl_xfer_t", table.size("nv_ioctl_xfer_t"), size, argument)
             number, size, argument = head.cmd, head.size, head.ptr
         name = table.find(_MAGIC << 8 | number)
         if name is None or name not in rm.HANDLERS and name != "NV_ESC_CARD_INFO":
@@ -235,32 +237,30 @@ class NvidiaDriver:
             fail(errno.EINVAL)
         if old:
             struct, want = "NVOS21_PARAMETERS", rm.OLD_ALLOC_BYTES
-        args, raw = self._argument(client, table, struct, want, size, argument)
+        args = self._argument(client, table, struct, want, size, argument)
         with self.lock:
             rm.perform(self, client, file, name, args)
-        self._answer(client, argument, raw, want)
+        self._answer(client, argument, bytes(table.ffi.buffer(args)))
 
-    def _argument(self, client: Client, table: Any, struct: str, want: int, size: int,
-                  argument: Argument) -> tuple[Any, memoryview]:
-        """(pointer to the struct, its bytes). Raises OSError: EINVAL for another size, EFAULT."""
+    def _argument(self, client: Client, table: Uapi, struct: str, want: int, size: int, argument: Argument) -> Any:
+        """A pointer to a copy of the struct, None where there is none. Raises OSError: EINVAL for another size, EFAULT."""
         if size != want:
             fail(errno.EINVAL)
         data = client.memory.read(argument, want) if isinstance(argument, int) else bytes(argument[:want])
         if len(data) < want:
             fail(errno.EFAULT)
         if not struct:
-            return None, memoryview(b"")
+            return None
         pointer = table.new(struct)
-        raw = memoryview(table.ffi.buffer(pointer)).cast("B")
-        raw[:] = data
-        return pointer, raw
+        table.ffi.buffer(pointer)[:] = data
+        return pointer
 
     @staticmethod
-    def _answer(client: Client, argument: Argument, raw: memoryview, size: int) -> None:
+    def _answer(client: Client, argument: Argument, data: bytes) -> None:
         if isinstance(argument, int):
-            client.memory.write(argument, bytes(raw[:size]))
+            client.memory.write(argument, data)
         else:
-            memoryview(argument).cast("B")[:size] = raw[:size]
+            memoryview(argument).cast("B")[:len(data)] = data
 
     def _card_info(self, client: Client, file: NodeFile, size: int, argument: Argument) -> None:
         """An array of as many cards as the argument has room for."""
@@ -276,10 +276,7 @@ class NvidiaDriver:
                              minor_number=index, dev_name=b"nvidia%d" % index)
             info.pci_info.bus, info.pci_info.vendor_id, info.pci_info.device_id = node.bus, 0x10DE, card.model.device_id
             data[index * row:(index + 1) * row] = bytes(table.ffi.buffer(info))
-        if isinstance(argument, int):
-            client.memory.write(argument, bytes(data))
-        else:
-            memoryview(argument).cast("B")[:len(data)] = data
+        self._answer(client, argument, bytes(data))
 
     # -----------------------------------------------------------------------------------------------------------------
     # What engines cause. Nothing here takes the driver's lock: who holds it may be waiting for the engine that calls.

@@ -73,7 +73,7 @@ class GpuModel:
         return tuple(int(one) for one in (
             *generation.channel, *generation.usermode, Class.FERMI_CONTEXT_SHARE_A, Class.FERMI_VASPACE_A, generation.compute,
             *generation.copy, Class.KEPLER_CHANNEL_GROUP_A, inline, Class.NV01_MEMORY_LOCAL_USER, Class.NV01_MEMORY_VIRTUAL,
-            Class.NV01_MEMORY_SYSTEM, Class.GT200_DEBUGGER, Class.RM_USER_SHARED_DATA))
+            Class.RM_USER_SHARED_DATA))
 
 
 _G = 1 << 30

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 OLD_ALLOC_BYTES = 32       # NVOS21_PARAMETERS, which NV_ESC_RM_ALLOC takes as well as NVOS64
 _ROOTS = (Class.NV01_ROOT, Class.NV01_ROOT_NON_PRIV, Class.NV01_ROOT_CLIENT)
 _EVENTS = (Class.NV01_EVENT, Class.NV01_EVENT_OS_EVENT)
-_NOT_IN_CLASS_LIST = {Class.NV01_DEVICE_0, Class.NV20_SUBDEVICE_0, *_EVENTS, Class.NV01_MEMORY_SYSTEM_OS_DESCRIPTOR}
+_OF_NO_ENGINE = {  # objects of every GPU, which the class list leaves out (g_gpu_class_list.c, genericClassDescriptorList and on)
+    Class.NV01_DEVICE_0, Class.NV20_SUBDEVICE_0, *_EVENTS, Class.NV01_MEMORY_SYSTEM, Class.NV01_MEMORY_SYSTEM_OS_DESCRIPTOR,
+    Class.GT200_DEBUGGER}
 
 
 @dataclass
@@ -188,7 +190,7 @@ def allocate(call: Call, root: int, parent_handle: int, class_id: int, parameter
     struct = tables.variants["hClass"].get(class_id, "")
     if row.needs_parameters and not parameters:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
-    if card is not None and class_id not in card.model.classes and class_id not in _NOT_IN_CLASS_LIST:
+    if card is not None and class_id not in card.model.classes and class_id not in _OF_NO_ENGINE:
         refuse(Status.NV_ERR_NOT_SUPPORTED)
     handle = client.new_handle(call.args.hObjectNew)
     given = tables.new(struct) if struct and parameters else None
