@@ -28,7 +28,7 @@ from tests.compiler.test_amdgcn import EXPRESSIONS
 from tests.compiler.test_matrix_units import mma_program, random
 
 SMS = tuple(target.PARAMS)
-GENERATIONS = tuple(pytest.param(sm, marks=() if sm in (75, 90) else pytest.mark.slow) for sm in SMS)
+GENERATIONS = tuple(pytest.param(sm, marks=() if sm == 90 else pytest.mark.slow) for sm in SMS)
 
 
 def backend_of(sm: int) -> pipeline.Backend:

@@ -36,7 +36,7 @@ class Sweep(single.Sweep):
 @pytest.fixture(autouse=True)
 def sweeps(monkeypatch):
     monkeypatch.setattr(single, "Sweep", Sweep)
-    monkeypatch.setattr(single, "ELEMENTS", 2048)
+    monkeypatch.setattr(single, "ELEMENTS", 1024)
 
 
 @pytest.mark.parametrize("dtype", single.ARITHMETIC, ids=str)
@@ -63,7 +63,7 @@ def test_moves_keep_every_bit():
     single.test_moves_keep_every_bit(32)
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [25, pytest.param(1500, marks=pytest.mark.slow)])
 def test_random_programs(count):
     for seed in range(count):
         g = programs.Generator(seed, lanes=32 if seed % 2 else None, size=50)
