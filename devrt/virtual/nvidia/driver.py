@@ -19,7 +19,7 @@ from devrt.virtual.client import Client, Place
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults
 from devrt.virtual.memory import PAGE, pages
-from devrt.virtual.nvidia import health, proc, rm, uvm
+from devrt.virtual.nvidia import channel_controls, health, proc, rm, uvm
 from devrt.virtual.nvidia.card import Card, EngineFactory, native_engine
 from devrt.virtual.nvidia.channel import Channel
 from devrt.virtual.nvidia.faults import Xid
@@ -29,7 +29,7 @@ from devrt.virtual.nvidia.objects import ChannelObject, RmClient
 from devrt.virtual.nvidia.uvm import UvmFile
 from devrt.virtual.pool import KernelLock, Pool
 
-HANDLER_MODULES = (rm, uvm, health)  # whose import registers the handlers
+HANDLER_MODULES = (rm, uvm, health, channel_controls)  # whose import registers the handlers
 
 _SYSTEM_POOL = 4 << 30  # bytes of system memory that RM hands out
 _LOG_LINES = 1000

@@ -143,6 +143,11 @@ def _write(place: Any, card: Card, polled: int) -> None:
 # Controls
 
 
+@control("NV00DE_CTRL_CMD_REQUEST_DATA_POLL", SharedData)
+def request_data_poll(call: ControlCall) -> None:
+    call.target.polled = call.params.polledDataMask
+
+
 @control("NV0080_CTRL_CMD_GPU_QUERY_SW_STATE_PERSISTENCE", Device)
 def persistence(call: ControlCall) -> None:
     call.params.swStatePersistence = 0  # NV0080_CTRL_GPU_SW_STATE_PERSISTENCE_ENABLED
