@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import struct
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from devrt.amd import pm4, registers
 from devrt.device import CompileError, InvalidArgument
 from devrt.elf import Field, Object, read
+from devrt.gpu.program import GpuProgram
 from devrt.staging import write
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Launch(NamedTuple):
     groups_at: int
 
 
-class AmdProgram:
+class AmdProgram(GpuProgram):
     """One kernel, in the GPU's memory. Arguments are 8 bytes each, in order."""
 
     def __init__(self, device: AmdDevice, image: bytes, entry: str) -> None:
@@ -87,19 +86,17 @@ class AmdProgram:
                                   f"{device.properties.isa}", remedy="compile for the isa in the device's properties")
         self.descriptor = _descriptor(code, entry)
         _check(self.descriptor, device, entry)
-        self.device, self.name, self.nbytes = device, entry, code.nbytes
-        self.argument_bytes = self.descriptor.kernarg_bytes
-        self.closed = False
-        self.lists: Any = None  # command lists that use it; told when it is closed
-        self.block = device.code_memory.take(code.nbytes + CODE_ALIGNMENT)
+        super().__init__(device, entry)
+        self.nbytes, self.argument_bytes = code.nbytes, self.descriptor.kernarg_bytes
+        block = self._take(code.nbytes + CODE_ALIGNMENT)
         try:
-            base = -(-self.block.address // CODE_ALIGNMENT) * CODE_ALIGNMENT
+            base = -(-block.address // CODE_ALIGNMENT) * CODE_ALIGNMENT
             kernel = code.symbols[f"{entry}.kd"] + self.descriptor.entry
             if kernel % CODE_ALIGNMENT or not 0 <= kernel < code.nbytes:
                 raise InvalidArgument(f"the entry of {entry} lies at {kernel:#x}", evidence=f"{code.nbytes} bytes of code",
                                       remedy="compile it again")
             self.address = base + kernel
-            write(device, device.code_buffer(self.block, base, code.nbytes), code.content(base, RELOCATIONS))
+            write(device, device.code_buffer(block, base, code.nbytes), code.content(base, RELOCATIONS))
             self.scratch: GpuBuffer | None = None
             tmpring = 0
             if self.descriptor.private_bytes:
@@ -107,31 +104,9 @@ class AmdProgram:
             self.launch = launch(device.gfx, device.properties.lanes, self.descriptor, self.address, tmpring,
                                  self.scratch.address if self.scratch else 0, self.scratch.nbytes if self.scratch else 0)
         except BaseException:
-            device.code_memory.drop(self.block)
-            self.closed = True
+            self._drop()
             raise
         device.ledger.add(base, code.nbytes, f"the code of {entry}")
-
-    def check(self) -> None:
-        if self.closed:
-            raise InvalidArgument(f"program {self.name} is used after it was closed", remedy="load it again")
-
-    def close(self) -> None:
-        """Give the code's memory back once the work queued so far is done. Closing twice is harmless."""
-        if self.closed:
-            return
-        self.closed = True
-        for commands in self.lists or ():
-            commands.stale = True
-        self.device.code_memory.give(self.block)
-
-    def __del__(self, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not getattr(self, "closed", True) and not exiting():
-            self.closed = True
-            self.device.code_memory.drop(self.block)
-
-    def __repr__(self) -> str:
-        return f"<amd program {self.name}{', closed' if self.closed else ''}>"
 
 
 def _descriptor(code: Object, entry: str) -> Descriptor:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devrt.compiler.sass.reader import Kernel, read
 from devrt.device import CompileError, InvalidArgument
+from devrt.gpu.program import GpuProgram
 from devrt.nvidia import qmd
 from devrt.nvidia.generation import (
     GENERATIONS,
@@ -40,28 +39,26 @@ _GROUP = 0x3F  # QMD_GROUP_ID of work that is in no group
 _WORDS = struct.Struct("<II")
 
 
-class NvidiaProgram:
+class NvidiaProgram(GpuProgram):
     """One kernel, in the GPU's memory. Arguments are 8 bytes each, in order. `block` is (x, y, z) threads."""
 
     def __init__(self, device: NvidiaDevice, image: bytes, entry: str) -> None:
-        self.closed = True
+        super().__init__(device, entry)
         found = read(image)
         if found.sm // 10 != device.sm // 10 or found.sm > device.sm:
             raise InvalidArgument(f"the image holds sm_{found.sm} code", evidence=f"{device.uri} is an sm_{device.sm}",
                                   remedy="compile for the isa in the device's properties")
         self.kernel = kernel = found.kernel(entry)
-        self.device, self.name, self.sm = device, entry, device.sm
+        self.sm = device.sm
         self.block = (*kernel.max_threads, 1, 1, 1)[:3] if kernel.max_threads else (device.properties.lanes, 1, 1)
         self.argument_bytes = kernel.params_bytes
         self._layout = GENERATIONS[self.sm].bank0
         _check(kernel, device, self.block, self._layout.params)
-        self.lists: Any = None  # command lists that use it; told when it is closed
         places, total = _places(kernel)
         self.nbytes = total
-        self.allocation = device.code_memory.take(total + CODE_ALIGNMENT)
-        self.closed = False
+        block = self._take(total + CODE_ALIGNMENT)
         try:
-            base = -(-self.allocation.address // CODE_ALIGNMENT) * CODE_ALIGNMENT
+            base = -(-block.address // CODE_ALIGNMENT) * CODE_ALIGNMENT
             placed = kernel.place(base, base + places["globals"])
             content = bytearray(total)
             content[:len(placed.code)] = placed.code
@@ -73,7 +70,7 @@ class NvidiaProgram:
                     content[at:at + len(data)] = data
                     banks[bank] = base + at, len(data)
             self.address = base + kernel.entry
-            write(device, device.code_buffer(self.allocation, base, total), content)
+            write(device, device.code_buffer(block, base, total), content)
             low, high = -(-kernel.local_bytes // _LOCAL_UNIT) * _LOCAL_UNIT, 0
             if kernel.stack_bytes:
                 high = -(-(kernel.stack_bytes + STACK_RESERVE) // _LOCAL_UNIT) * _LOCAL_UNIT
@@ -81,11 +78,10 @@ class NvidiaProgram:
             self._prefix = self._bank0(placed.constants.get(0, b""))
             self._descriptor = self._make_descriptor(banks, low, high, len(placed.code) - kernel.entry)
         except BaseException:
-            device.code_memory.drop(self.allocation)
-            self.closed = True
+            self._drop()
             raise
         device.ledger.add(base, total, f"the code of {entry}")
-        device.programs_at[self.allocation.address] = base, total, entry
+        device.programs_at[block.address] = base, total, entry
 
     # ----- what a launch is made of
 
@@ -146,29 +142,6 @@ class NvidiaProgram:
         self._bank_at = place.lsb // 8, place.shift, (1 << place.msb - place.lsb + 1 - 32) - 1
         self._grid_at = table.place("grid_width").lsb // 8
         return qmd.pack(sm, **fields)
-
-    # ----- the end
-
-    def check(self) -> None:
-        if self.closed:
-            raise InvalidArgument(f"program {self.name} is used after it was closed", remedy="load it again")
-
-    def close(self) -> None:
-        """Give the code's memory back once the work queued so far is done. Closing twice is harmless."""
-        if self.closed:
-            return
-        self.closed = True
-        for commands in self.lists or ():
-            commands.stale = True
-        self.device.code_memory.give(self.allocation)
-
-    def __del__(self, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not getattr(self, "closed", True) and not exiting():
-            self.closed = True
-            self.device.code_memory.drop(self.allocation)
-
-    def __repr__(self) -> str:
-        return f"<nvidia program {self.name}{', closed' if self.closed else ''}>"
 
 
 _GRID = struct.Struct("<I")

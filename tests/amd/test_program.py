@@ -133,7 +133,7 @@ def test_code_lies_relocated_in_executable_memory(opened: Opened, gfx: str) -> N
     program = device.load(image(gfx), "add")
     assert program.address % 256 == 0
     # Read the code back by a copy: the GPU's view of it.
-    view, back = device.code_buffer(program.block, program.address // 256 * 256, 64), device.alloc(64, Placement.HOST)
+    view, back = device.code_buffer(program.allocation, program.address // 256 * 256, 64), device.alloc(64, Placement.HOST)
     commands = device.command_list()
     commands.copy(back, view, 64)
     device.transfer.wait(device.transfer.submit(commands), 10)
