@@ -13,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 
 from tests.compiler.sass import vendor
 
-LINE = re.compile(r"^\s*/\*(?P<address>[0-9a-f]+)\*/\s+(?P<text>.*?) ?;?\s*(?:/\*.*)?$", re.MULTILINE)
+LINE = re.compile(r"^[ \t]*/\*(?P<address>[0-9a-f]+)\*/[ \t]+(?P<text>.*?) ?;?[ \t]*(?:/\*.*)?$", re.MULTILINE)
 NOTHING = "no instruction"
 
 

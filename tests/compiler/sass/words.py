@@ -58,5 +58,5 @@ def _special(slot: Slot, word: int, rng: random.Random) -> int:
     if isinstance(slot, AddressSlot):
         for register in (slot.base, slot.uniform, slot.descriptor):
             if register:
-                word = word | register.value_mask if rng.random() < 0.2 and register is slot.base else word & ~(3 << register.lo)
+                word &= ~(3 << register.lo)
     return word

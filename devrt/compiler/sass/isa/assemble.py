@@ -90,7 +90,12 @@ def _match(slots: tuple[Slot, ...], tokens: list[str], mods: Mods, place: int = 
         if operand is not None and not (slot.optional and operand in (Operand(PT), Operand(UPT))):
             for rest in _match(slots, tokens[taken:], mods, place + 1):
                 yield [(place, operand), *rest]
-        elif operand is not None:  # printed though it is not there
+        if operand is not None and slot.optional and operand in (Operand(PT), Operand(UPT)):  # printed though it is not there
+            following = slots[place + 1:place + 2]
+            if following and following[0].optional and following[0].kind == slot.kind and len(tokens) > 1 \
+                    and _operand(following[0], tokens[1:2], mods) not in (None, Operand(PT), Operand(UPT)):
+                for rest in _match(slots, tokens[taken:], mods, place + 1):
+                    yield [(place, operand), *rest]
             yield from _match(slots, tokens[taken:], mods, place + 1)
     if slot.optional:
         yield from _match(slots, tokens, mods, place + 1)

@@ -97,7 +97,7 @@ def _address(address: Address, slot: Slot | None, sm: int) -> str:
     base = address.base
     sums = isinstance(slot, AddressSlot) and slot.wide == 90
     if address.uniform:
-        hidden = address.scale == 1 and not (sums and base and base.words == 1)
+        hidden = address.scale == 1 and not (sums and base and base.words == 1 and sm >= 90)
     else:
         hidden = bool(address.offset) and address.descriptor is None
     if base is not None and not (base.zero and hidden):
