@@ -22,22 +22,23 @@ class Point(NamedTuple):
 Body = Callable[[Point], None]
 
 
-def sweep(b: Builder, start: Reg, count: int, unroll: int, body: Body) -> None:
-    """body at start + k for k in 0..count-1, `lanes` at a time, `unroll` vectors a turn."""
+def sweep(b: Builder, start: Reg, count: int, unroll: int, body: Body, run: int = 1) -> None:
+    """body at start + k for k in 0..count-1, `lanes` at a time, `unroll` vectors a turn. A turn gives each lane `run` neighbours
+    one after another (a divisor of `unroll`), which a GPU reads at once."""
     lanes, lane = b.lanes, b.lane()
     wide = lanes * unroll
     full = count // wide * wide
     vectors = (count - full) // lanes * lanes
-    _turns(b, start, lane, 0, full, wide, unroll, body)
-    _turns(b, start, lane, full, full + vectors, lanes, 1, body)
+    _turns(b, start, lane, 0, full, wide, unroll, body, run)
+    _turns(b, start, lane, full, full + vectors, lanes, 1, body, 1)
     if count > full + vectors:
         first = b.add(start, b.idx(full + vectors))
         body(Point(b.add(first, lane), first, b.lt(lane, b.idx(count - full - vectors)), 0))
 
 
-def _turns(b: Builder, start: Reg, lane: Reg, lo: int, hi: int, step: int, unroll: int, body: Body) -> None:
+def _turns(b: Builder, start: Reg, lane: Reg, lo: int, hi: int, step: int, unroll: int, body: Body, run: int) -> None:
     def turn(i: Reg) -> None:
-        _unrolled(b, b.add(start, i), lane, unroll, body)
+        _unrolled(b, b.add(start, i), lane, unroll, body, run)
 
     def looped(i: Reg, _: list[Reg]) -> Sequence[Reg]:
         turn(i)
@@ -48,20 +49,22 @@ def _turns(b: Builder, start: Reg, lane: Reg, lo: int, hi: int, step: int, unrol
         b.loop(lo, hi, [], looped, step=step)
 
 
-def _unrolled(b: Builder, start: Reg, lane: Reg, unroll: int, body: Body) -> None:
+def _unrolled(b: Builder, start: Reg, lane: Reg, unroll: int, body: Body, run: int) -> None:
+    mine = b.mul(lane, b.idx(run))
     for u in range(unroll):
-        first = b.add(start, b.idx(u * b.lanes))
-        body(Point(b.add(first, lane), first, None, u * b.lanes))
+        phase = u // run * run * b.lanes + u % run
+        first = b.add(start, b.idx(phase))
+        body(Point(b.add(b.add(start, mine), b.idx(phase)) if run > 1 else b.add(first, lane), first, None, phase))
 
 
-def sweep_upto(b: Builder, start: Reg, count: Reg, unroll: int, body: Body) -> None:
+def sweep_upto(b: Builder, start: Reg, count: Reg, unroll: int, body: Body, run: int = 1) -> None:
     """The same for a count that differs between groups."""
     lanes, lane = b.lanes, b.lane()
     wide = b.idx(lanes * unroll)
     full = b.mul(b.div(count, wide), wide)
 
     def main(i: Reg, _: list[Reg]) -> Sequence[Reg]:
-        _unrolled(b, b.add(start, i), lane, unroll, body)
+        _unrolled(b, b.add(start, i), lane, unroll, body, run)
         return []
 
     def rest(i: Reg, _: list[Reg]) -> Sequence[Reg]:

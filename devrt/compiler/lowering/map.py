@@ -38,6 +38,7 @@ def lower(k: Kernel, name: str, t: Tuning) -> Program:
     params = expression.params_of(b, k)
     unroll = _unroll(store)
     stream = streams(k, store, last, t)
+    run = _run(k, store, last, unroll) if t.gathers else 1
 
     def point(row: Reg) -> Scope:
         return Scope(b, params, spread(b, row, outer), {}, stream=Stream())
@@ -48,18 +49,25 @@ def lower(k: Kernel, name: str, t: Tuning) -> Program:
     if chunks == 1:
         def whole(row: Reg) -> None:
             scope = point(row)
-            sweep(b, b.idx(0), last.size, unroll, functools.partial(element, scope))
+            sweep(b, b.idx(0), last.size, unroll, functools.partial(element, scope), run)
         rows_of_group(b, rows, per_group, whole)
         return b.finish()
     g = b.group()
     scope = point(b.div(g, b.idx(chunks)) if outer else b.idx(0))
     start = b.mul(b.rem(g, b.idx(chunks)) if outer else g, b.idx(t.chunk))
     if last.size % t.chunk == 0:
-        sweep(b, start, t.chunk, unroll, functools.partial(element, scope))
+        sweep(b, start, t.chunk, unroll, functools.partial(element, scope), run)
     else:
         count = b.min(b.sub(b.idx(last.size), start), b.idx(t.chunk))
-        sweep_upto(b, start, count, unroll, functools.partial(element, scope))
+        sweep_upto(b, start, count, unroll, functools.partial(element, scope), run)
     return b.finish()
+
+
+def _run(k: Kernel, s: Store, last: Axis, unroll: int) -> int:
+    """Neighbours that a lane of a GPU handles one after another: 16 bytes of the widest array, where the output lies so."""
+    if s.index.coefficient(last) != 1:
+        return 1
+    return min(unroll, max(1, 128 // max(slot.dtype.bits for slot in k.slots)))
 
 
 def _unroll(s: Store) -> int:
