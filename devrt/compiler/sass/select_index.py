@@ -180,8 +180,8 @@ def _plus(s: Selector, total: Pair | None, term: Int, factor: int) -> Pair:
 # ----- addresses
 
 
-def address(s: Selector, base: Pair, x: Int, size: int) -> tuple[Pair, int]:
-    """(the address, a constant to add) of element `x`, of `size` bytes each, of what starts at `base`."""
+def address(s: Selector, base: Pair, x: Int, size: int) -> Pair:
+    """The address of element `x`, of `size` bytes each, of what starts at `base`, but for its constant."""
     total = base
     for _, level in _by_level(s, x.terms):
         factors = [factor * size for _, factor in level]
@@ -195,7 +195,7 @@ def address(s: Selector, base: Pair, x: Int, size: int) -> tuple[Pair, int]:
         else:
             for (term, _), factor in zip(level, factors, strict=True):
                 total = _plus(s, total, term, factor)
-    return total, x.const * size
+    return total
 
 
 def alignment(x: Int, size: int) -> int:

@@ -95,12 +95,12 @@ def place_of(s: Selector, mem: lir.Param | lir.Shared | lir.Table, at: Int) -> A
     """Where an element lies."""
     size = bytes_of(mem.dtype)
     if isinstance(mem, lir.Param):
-        total, offset = index.address(s, s.params[mem.name], at, size)
-        offset = (offset + (1 << 63)) % (1 << 64) - (1 << 63)
+        start = s.params[mem.name]
+        offset = (at.const * size + (1 << 63)) % (1 << 64) - (1 << 63)
         if not -_REACH <= offset < _REACH:
             near = offset % _PART
-            total, offset = integer.add64(s, total, s.pair_constant(offset - near)), near
-        base = s.whole(total).value
+            start, offset = integer.add64(s, start, s.pair_constant(offset - near)), near
+        base = s.whole(index.address(s, start, at, size)).value
         assert isinstance(base, Reg)
         return Address(base, offset, descriptor=s.descriptor)
     word = index.word_sum(s, tuple((t, f * size) for t, f in at.terms), 0) if at.terms else ZERO

@@ -84,6 +84,36 @@ def test_wide_groups_are_refused():
         select.select(b.finish(), target.target("sm_90"))
 
 
+class Addresses(Machine):
+    """Notes where it would load, and loads 0."""
+
+    def op_ldg(self, i, m, a):
+        self.found = [*getattr(self, "found", []), self.places(a.value)]
+        self.put(i, i.dsts[0], self.full(np.uint32(0)))
+
+    def op_stg(self, i, m, a, value):
+        pass
+
+
+def test_addresses_beyond_words():
+    """Arrays of 2^40 elements, with factors and constants that fit no instruction."""
+    b = lir.Builder("large", lanes=32, groups=5)
+    x, y = b.param("x", dt.float32, 1 << 40), b.param("y", dt.float32, 32, writable=True)
+    factors, constant = (((1 << 33) + 64, 3, 1 << 31), (1 << 28) + 5)
+    group, lane = b.mul(b.group(), b.idx(factors[0])), b.mul(b.lane(), b.idx(factors[1]))
+    total = b.loop(0, 3, [b.const(dt.float32, 0)], lambda i, sums: [b.add(sums[0], b.load(
+        x, b.add(b.add(group, b.mul(i, b.idx(factors[2]))), b.add(lane, b.idx(constant)))))])
+    b.store(y, b.lane(), b.canon(total[0]))
+    program = b.finish()
+    for sm in (80, 90):
+        arrays = {"x": np.zeros(1, np.float32), "y": np.zeros(32, np.float32)}
+        machine = Addresses(select.select(program, target.SassTarget(sm)), program, arrays)
+        for turn, places in enumerate(machine.found):
+            expected = np.arange(5)[:, None] * factors[0] + np.arange(32) * factors[1] + turn * factors[2] + constant
+            np.testing.assert_array_equal(places, 4 * expected)
+        assert len(machine.found) == 3
+
+
 # ----- division and roots where they are hard
 
 
