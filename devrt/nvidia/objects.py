@@ -88,7 +88,6 @@ class Objects:
         if mode == ComputeMode.COMPUTE_PROHIBITED:
             raise Unsupported(f"compute is prohibited on {self.name}", evidence="compute mode: prohibited",
                               remedy=f"sudo nvidia-smi -i {self.card.pci} -c 0 sets it back to default")
-        self.exclusive = mode in (ComputeMode.EXCLUSIVE_COMPUTE, ComputeMode.EXCLUSIVE_COMPUTE_PROCESS)
 
     def _class_list(self) -> list[int]:
         rm, what = self.driver.rm, f"can't ask for the classes of {self.name}"

@@ -16,7 +16,6 @@ from devrt.device import InvalidArgument
 from devrt.nvidia.fields import HOPPER, BadField, F, Layout
 from devrt.nvidia.methods import COMPUTE, COMPUTE_SUBCHANNEL, COPY, COPY_SUBCHANNEL, HOST, HOST_END, Methods
 
-MAX_COUNT = (1 << 13) - 1  # dwords behind one header, and the largest immediate
 MAX_SEGMENT = (1 << 21) - 1  # dwords of one GPFIFO entry
 ADDRESS_BITS = 40  # of a pushbuffer, where no SET_PB_SEGMENT_EXTENDED_BASE says more
 

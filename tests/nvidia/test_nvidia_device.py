@@ -65,6 +65,14 @@ def test_copies_of_a_compute_queue_have_an_engine_of_their_own(device: NvidiaDev
                      "transfer queue's copy": device.copy_kind(False)}
 
 
+def test_copies_larger_than_one_launch_takes(opened: Opened) -> None:
+    device = opened("sm_75")
+    device.copy_engine.max_bytes = 1 << 20
+    sent, received = copy(device, (5 << 20) + 77)
+    assert sent == received
+    assert len(device.copy_engine.copy(1 << 32, 0, (2 << 20) + 1)) == 3 * 9 and device.copy_engine.copy(0, 0, 0) == []
+
+
 def test_copies_where_no_engine_has_a_runlist(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     from devrt.nvidia.objects import Objects
     monkeypatch.setattr(Objects, "copy_engines", [])
