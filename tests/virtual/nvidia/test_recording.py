@@ -1,4 +1,4 @@
-"""The virtual driver beside recordings of real cards: tests/hw/nvidia/run.sh makes them, recordings/ISA-VERSION.jsonl.gz keeps them."""
+"""The virtual driver beside recordings of real cards, which tests/hw/nvidia/run.sh makes: recordings/ISA-VERSION.jsonl.gz."""
 
 from __future__ import annotations
 
