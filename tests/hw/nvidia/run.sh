@@ -26,7 +26,7 @@ for step in $steps; do
   case $step in
     doctor) "$PYTHON" -m devrt.cli.main doctor --record "$out/doctor.jsonl" --device "$device" 2>&1 | tee "$out/doctor.txt" ;;
     tests) "$PYTHON" -m pytest -q -x --maxfail=20 -p no:cacheprovider tests/hw/nvidia 2>&1 | tee "$out/tests.txt" ;;
-    record) "$PYTHON" -m tests.hw.nvidia.record "$device" "$out/run.jsonl.gz" 2>&1 | tee "$out/record.txt" ;;
+    record) "$PYTHON" -m tests.hw.nvidia.record "$device" "$out/run.jsonl" 2>&1 | tee "$out/record.txt" ;;
     bench) "$PYTHON" -m devrt.cli.main bench --quick --device "$device" 2>&1 | tee "$out/bench.txt" ;;
     peers) "$PYTHON" bench/nvidia.py --device "$device" --write --json "$out/peers.json" 2>&1 | tee "$out/peers.txt"
            cp bench/results/*.md "$out" ;;
