@@ -110,7 +110,7 @@ class Driver:
         self.flavour = "open" if "Open Kernel Module" in system.read_text(VERSION_FILE) else "closed"
         self.tables = tables_for(self.version)
         self.lock = threading.RLock()
-        self.forked = False  # whether this process is a child of the one that the context belongs to
+        self.abandoned = False  # whether its descriptors are not ours any more: nothing is given back then
         self.devices: dict[int, NvidiaDevice] = {}  # by index
         self.users = 0  # devices that are open, and closed ones with memory left
         self._near = NEAR
@@ -203,11 +203,19 @@ class Driver:
         """The last to leave closes the driver."""
         with _lock:
             self.users -= 1
-            if self.users or self.forked:
+            if self.users or self.abandoned:
                 return
             if _drivers.get(id(self.system)) is self:
                 del _drivers[id(self.system)]
             self._close()
+
+    def abandon(self) -> None:
+        """What is behind it is not this process's any more: after a fork, or where a virtual machine was shut down."""
+        self.abandoned = True
+        self._fds.clear()
+        with _lock:
+            if _drivers.get(id(self.system)) is self:
+                del _drivers[id(self.system)]
 
     def _close(self) -> None:
         """Closing the control node frees every object of the client, and closing nvidia-uvm every address range."""
@@ -247,9 +255,8 @@ def _forked() -> None:
     """The child's descriptors are those of the parent's client, whose memory it does not have."""
     global _lock
     _lock = threading.RLock()
-    for driver in _drivers.values():
-        driver.forked = True
-    _drivers.clear()
+    for driver in list(_drivers.values()):
+        driver.abandon()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -119,7 +119,7 @@ class Region:
     def _give_back(self) -> None:
         driver = self.driver
         handle, self.handle = self.handle, 0
-        if driver.forked:  # nothing of it is in this process, and something else may be at that address
+        if driver.abandoned:  # nothing of it is in this process, and something else may be at that address
             return
         actions: list[Callable[[], object]] = []
         if self._range:

@@ -208,14 +208,14 @@ class Objects:
         """Take the GPU's address space back from nvidia-uvm, so that it can be opened anew; free the objects once no memory is
         left."""
         self._open = False
-        if not self.driver.forked:
+        if not self.driver.abandoned:
             while len(self._undo) > self._kept:
                 undo(self._undo.pop())
         self._finish()
 
     def _finish(self) -> None:
         with self.driver.lock:
-            if self._open or self._users or self.driver.forked:
+            if self._open or self._users or self.driver.abandoned:
                 return
             actions, self._undo = self._undo[::-1], []
         for action in actions:

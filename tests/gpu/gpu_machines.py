@@ -9,6 +9,7 @@ from devrt.amd import driver as amd
 from devrt.amd.device import AmdDevice
 from devrt.gpu.device import GpuDevice
 from devrt.ioctl.system import System
+from devrt.nvidia import driver as nvidia
 from devrt.nvidia.device import NvidiaDevice
 
 
@@ -45,6 +46,8 @@ def leave(system: System) -> None:
     """Give back what a process keeps of a driver when no device is open."""
     if id(system) in amd._drivers:
         amd.connect(system).close()
+    if id(system) in nvidia._drivers:
+        nvidia._drivers[id(system)].abandon()
 
 
 def descriptors() -> int:

@@ -23,9 +23,12 @@ def machine() -> Iterator[Callable[[str], VirtualSystem]]:
         return systems[-1]
     yield make
     gc.collect()
+    left = [driver._drivers[id(system)] for system in systems if id(system) in driver._drivers]
+    for one in left:
+        one.abandon()
     for system in systems:
         system.shut_down()
-    assert not [system for system in systems if id(system) in driver._drivers]
+    assert not left
 
 
 @pytest.fixture
@@ -48,6 +51,6 @@ def device() -> Iterator[NvidiaDevice]:
     device = NvidiaDevice("test:0", system)
     yield device
     device.close()
-    del device
-    gc.collect()
+    if id(system) in driver._drivers:  # pytest holds the device until the fixture's end
+        driver._drivers[id(system)].abandon()
     system.shut_down()
