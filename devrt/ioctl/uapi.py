@@ -139,6 +139,12 @@ class Uapi:
         """The name of a request. Drivers grow structs, so a number with another size is still that ioctl."""
         return self._by_request.get(request) or self._by_number.get((request >> 8 & 0xFF, request & 0xFF))
 
+    def argument_bytes(self, request: int) -> int:
+        """How much of the caller's memory a request that `find` knows is about: as its number says, or, where that is bare, its
+        struct."""
+        row = self.ioctls[str(self.find(request))]
+        return self.size(row.struct) if row.bare else request >> 16 & 0x3FFF
+
     def decode(self, request: int, data: bytes) -> Decoded | None:
         """`data` as the fields of the request's struct, or None when this driver has no such request.
 

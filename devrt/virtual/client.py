@@ -21,6 +21,11 @@ class Files(Protocol):
         """Give the process a descriptor (open here as `fd`, which is taken over) and return its number there."""
         ...
 
+    def stand_for(self, fd: int, file: int) -> None:
+        """What the process maps of its descriptor `fd`, which is the driver's, are from now on the pages of the file that is open
+        here as `file`."""
+        ...
+
 
 class Memory:
     """The memory of a process, this one or another, through /proc/PID/mem: a wrong address is EFAULT, never a crash."""

@@ -23,5 +23,6 @@ DONE, BARRIER, FAULT = 0, 1, 2  # what a wave function returns
 KINDS = {1: "not mapped", 2: "read-only", 3: "not executable", 4: "hang", 5: "stopped", 6: "outside LDS", 7: "outside scratch",
          8: "misaligned", 9: "trap", 10: "missing wait", 11: "unsupported", 12: "outside shared memory",
          13: "outside local memory", 14: "outside constant bank", 15: "register out of range", 16: "illegal instruction",
-         17: "deadlock", 18: "bad address", 19: "bad barrier"}
+         17: "deadlock", 18: "bad address", 19: "bad barrier", 20: "of another process"}
+MEMORY = ("not mapped", "read-only", "of another process")  # kinds that are faults of an access
 KIND = {name: number for number, name in KINDS.items()}

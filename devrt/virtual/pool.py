@@ -50,6 +50,18 @@ class Pool:
         self.file.close()
 
 
+class OwnFile(Pool):
+    """A file that is one Store and nothing else, from its offset 0: for a program that maps a descriptor which stands for it. It
+    goes with that Store."""
+
+    def __init__(self, host: System, name: str, nbytes: int) -> None:
+        super().__init__(host, name, pages(nbytes))
+
+    def give(self, offset: int, nbytes: int) -> None:
+        punch_hole(self.file.fd, offset, nbytes)  # whoever has it mapped still sees nothing of it any more
+        self.close()
+
+
 @dataclass(eq=False)
 class Store:
     """Pages of a pool under however many handles; the last `drop` gives them back."""

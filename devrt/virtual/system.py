@@ -19,6 +19,7 @@ from typing import Protocol
 
 from devrt.device import URI, InvalidArgument, Unsupported
 from devrt.ioctl.system import MAP_FIXED, TEXT_LIMIT, Argument, FileStat, Host, LinuxSystem, LogLine, System
+from devrt.ioctl.uapi import Uapi
 from devrt.virtual.client import Client, Memory, Place
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults, driver_version, parse_query
@@ -28,10 +29,12 @@ _NODE_MODE, _FILE_MODE, _FOLDER_MODE = stat_bits.S_IFCHR | 0o666, stat_bits.S_IF
 
 
 class Driver(Protocol):
-    """A virtual driver. `tree` are its files and nodes; below the folders of `owned` the host is not asked."""
+    """A virtual driver. `tree` are its files and nodes; below the folders of `owned` the host is not asked. `uapis`: what its
+    nodes answer."""
 
     tree: Tree
     owned: tuple[str, ...]
+    uapis: tuple[Uapi, ...]
 
     def open(self, client: Client, path: str) -> tuple[object, int]:
         """(what a descriptor of the node is from now on, the file that it must be a duplicate of)"""
@@ -80,6 +83,9 @@ class OpenFiles:
         if before is not None:
             self._release(before[0])
         return fd
+
+    def stand_for(self, fd: int, file: int) -> None:
+        """Nothing is to be done: VirtualSystem.mmap asks the driver."""
 
     def close(self, fd: int) -> bool:
         """Close one of these; False where it is none."""

@@ -86,7 +86,11 @@ rights:
   %want = and i64 %need, {Access.WRITE.value}
   %have = and i64 %e1, %want
   %allowed = icmp eq i64 %have, %want
-  br i1 %allowed, label %mark, label %readonly
+  br i1 %allowed, label %near, label %readonly
+near:
+  %far = and i64 %e1, {Access.FOREIGN.value}
+  %here = icmp eq i64 %far, 0
+  br i1 %here, label %mark, label %elsewhere
 mark:
   %marks = or i64 %need, {ACCESSED}
   %e3 = or i64 %e1, %marks
@@ -110,6 +114,9 @@ missing:
   br label %bad
 readonly:
   call void @set_kind(ptr %c, i32 {KIND["read-only"]})
+  br label %bad
+elsewhere:
+  call void @set_kind(ptr %c, i32 {KIND["of another process"]})
   br label %bad
 bad:
   call void @set_va(ptr %c, i64 %va)

@@ -125,7 +125,7 @@ class Executor:
         va, pc = field(layout.FAULT_VA, np.uint64, 8), field(layout.FAULT_PC, np.uint64, 8)
         kind, lane = layout.KINDS[field(layout.FAULT_KIND, np.uint32, 4)], field(layout.FAULT_LANE, np.int32, 4)
         what = kernel.instruction(pc)
-        if kind in ("not mapped", "read-only"):
+        if kind in layout.MEMORY:
             write = what is not None and what.memory is not None and what.memory.action != "load"
             fault = MemoryFault(va, "write" if write else "read", kind)
             fault.pc, fault.lane = pc, lane

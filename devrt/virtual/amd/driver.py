@@ -25,6 +25,7 @@ from devrt.ioctl.kfd import (
     split_mmap_offset,
 )
 from devrt.ioctl.system import PROT_NONE, Argument, LogLine, System
+from devrt.ioctl.uapi import Uapi
 from devrt.virtual.amd import calls, device_calls, drm, event_calls, memory_calls, queue_calls, svm, sysfs
 from devrt.virtual.amd.calls import BLOCKING, HANDLERS, Call
 from devrt.virtual.amd.card import Card, EngineFactory, native_engine
@@ -58,6 +59,7 @@ class AmdDriver:
         self.cards = [Card(gpu, host, faults, make_engine) for gpu in machine.gpus]
         self.processes: dict[int, Process] = {}
         self.owned: tuple[str, ...] = sysfs.OWNED
+        self.uapis: tuple[Uapi, ...] = (KFD, DRM, AMDGPU)
         self.tree: Tree = sysfs.build(machine, host_processors=len(host.host().affinity), host_memory=host_memory(host),
                                       live=self)
         self._log: deque[LogLine] = deque(maxlen=_LOG_LINES)

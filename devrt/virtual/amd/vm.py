@@ -5,59 +5,13 @@ from __future__ import annotations
 import bisect
 import errno
 from dataclasses import dataclass
-from typing import Protocol
 
 from devrt.ioctl.system import System
 from devrt.virtual.errors import fail
-from devrt.virtual.memory import PAGE, Access, AddressSpace, pages
+from devrt.virtual.foreign import ForeignMemory, ProcessSpace
+from devrt.virtual.memory import PAGE, Access, pages
 
 LIMIT = 1 << 47  # bytes that a process can map: its own half of the canonical addresses
-
-
-class ForeignMemory(Protocol):
-    """The memory of the process a space belongs to. Both raise OSError: EFAULT."""
-
-    def read(self, address: int, nbytes: int) -> bytes: ...
-    def write(self, address: int, data: bytes) -> None: ...
-
-
-class ProcessSpace(AddressSpace):
-    """A page table whose FOREIGN entries hold addresses of another process, reached through `foreign`."""
-
-    def __init__(self, system: System, foreign: ForeignMemory) -> None:
-        super().__init__(system)
-        self.foreign = foreign
-        self.any_foreign = False
-
-    def read(self, va: int, nbytes: int) -> bytes:
-        if not self._has_foreign(va, nbytes):
-            return super().read(va, nbytes)
-        return b"".join(self.foreign.read(entry & ~(PAGE - 1) | at % PAGE, n) if entry & Access.FOREIGN else super(
-            ProcessSpace, self).read(at, n) for at, n, entry in self._pages(va, nbytes, "read"))
-
-    def write(self, va: int, data: bytes) -> None:
-        if not self._has_foreign(va, len(data)):
-            super().write(va, data)
-            return
-        for at, n, entry in self._pages(va, len(data), "write"):
-            piece = data[at - va:at - va + n]
-            if entry & Access.FOREIGN:
-                self.foreign.write(entry & ~(PAGE - 1) | at % PAGE, piece)
-            else:
-                super().write(at, piece)
-
-    def _has_foreign(self, va: int, nbytes: int) -> bool:
-        return self.any_foreign and any(self.entry(at) & Access.FOREIGN for at in range(va // PAGE * PAGE, va + nbytes, PAGE))
-
-    def _pages(self, va: int, nbytes: int, access: str) -> list[tuple[int, int, int]]:
-        """(address, bytes, entry) page by page. Raises MemoryFault."""
-        found, end = [], va + nbytes
-        while va < end:
-            size, entry = min(end - va, PAGE - va % PAGE), self.entry(va)
-            self.check(va, entry, access)
-            found.append((va, size, entry))
-            va += size
-        return found
 
 
 @dataclass(eq=False)
@@ -94,7 +48,6 @@ class Vm:
         if va % PAGE or va <= 0 or va + size > LIMIT or self.overlapping(va, size):
             fail(errno.EINVAL)
         mapping = Mapping(va, size, owner)
-        self.space.any_foreign |= bool(access & Access.FOREIGN)
         self.space.map(va, host, size, access)
         bisect.insort(self._mappings, mapping, key=lambda m: m.va)
         self._owned.setdefault(id(owner), []).append(mapping)

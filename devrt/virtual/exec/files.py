@@ -120,14 +120,19 @@ class VirtualFiles:
 
     def describe(self, file: int, opened: Opened) -> tuple[int, int]:
         """(descriptor, position): a fresh description of the open file `file` that stands for `opened`."""
-        fd = os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
-        found = os.fstat(fd)
         with self._lock:
             position = next(self._positions)
-            os.lseek(fd, position, os.SEEK_SET)
             self._opened[position] = opened
+        return self.describe_again(file, position), position
+
+    def describe_again(self, file: int, position: int) -> int:
+        """A description of another file that stands for what the one at `position` stands for."""
+        fd = os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
+        found = os.fstat(fd)
+        os.lseek(fd, position, os.SEEK_SET)
+        with self._lock:
             self._inodes.add((found.st_dev, found.st_ino))
-        return fd, position
+        return fd
 
     def behind(self, process: int, fd: int) -> Opened | None:
         """What a descriptor of a process or thread stands for, None for anything else. Raises OSError: EBADF."""

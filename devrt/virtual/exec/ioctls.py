@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from devrt.ioctl.kfd import KFD, MmapType, WaitResult, split_mmap_offset
 from devrt.ioctl.recording import Call
 from devrt.ioctl.system import PROT_READ
-from devrt.ioctl.tables import TABLES
-from devrt.ioctl.uapi import table_for
+from devrt.ioctl.uapi import Uapi, table_for
 from devrt.virtual.amd.events import INFINITE, PAGE_BYTES
 from devrt.virtual.amd.machine import DOORBELL_BYTES
 from devrt.virtual.client import Client
@@ -49,7 +48,8 @@ def carry_out(asked: Request, trace: bool) -> int:
     """The driver's answer, written back into the process. Raises OSError as the driver does, EINTR for a wait that
     nobody wants any more."""
     opened, memory = asked.opened, asked.client.memory
-    size = asked.request >> 16 & 0x3FFF
+    table = table_for(opened.driver.uapis, opened.path, asked.request)
+    size = table.argument_bytes(asked.request) if table is not None else 0
     data = bytearray(memory.read(asked.argument, size)) if size else bytearray()
     before, start, number = bytes(data), time.perf_counter_ns(), 0
     try:
@@ -63,7 +63,7 @@ def carry_out(asked: Request, trace: bool) -> int:
         if not number:
             _translate(opened, asked.request, data)
         if trace:
-            _print(asked, before, bytes(data), number, time.perf_counter_ns() - start)
+            _print(asked, table, before, bytes(data), number, time.perf_counter_ns() - start)
         if bytes(data) != before:
             memory.write(asked.argument, bytes(data))
 
@@ -105,8 +105,7 @@ def _translate(opened: Opened, request: int, data: bytearray) -> None:
         data[at:at + 8] = (place.offset + inside).to_bytes(8, "little")
 
 
-def _print(asked: Request, before: bytes, after: bytes, number: int, ns: int) -> None:
-    table = table_for(TABLES, asked.opened.path, asked.request)
+def _print(asked: Request, table: Uapi | None, before: bytes, after: bytes, number: int, ns: int) -> None:
     decoded = {}
     if table is not None:
         first, second = table.decode(asked.request, before), table.decode(asked.request, after)

@@ -8,8 +8,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from devrt.device import Unsupported, parse_uri
-from devrt.ioctl.tables import LINUX
+from devrt.device import parse_uri
 from devrt.virtual.exec.files import VirtualFiles
 from devrt.virtual.exec.launch import launch, started, supported
 from devrt.virtual.exec.supervisor import Supervisor
@@ -24,15 +23,13 @@ def execute(topology: str, command: Sequence[str], *, trace: bool = False) -> in
     """Run `command` on the machine `topology` (as in URIs: amd/2xgfx1100?hang@2) and return its exit code as a shell does.
     Raises DeviceNotFound, Unsupported, and InvalidArgument where the program is no program."""
     uri = parse_uri(f"virtual:{topology}")
-    if uri.vendor == "nvidia":  # what is mapped of its nodes is not told by the mapping's offset
-        raise Unsupported(f"{topology}: other programs run on virtual AMD machines only", remedy="use amd/gfx1100, or a program "
-                          "that opens its devices by devrt")
     arch = supported()
     system = make_system(uri)
     files = VirtualFiles(system.drivers)
     try:
         environment = {**ENVIRONMENT.get(uri.vendor, {}), **os.environ}
-        pid, listener, answer = launch(command, tuple({table.magic for table in LINUX}), environment)
+        magics = {table.magic for driver in system.drivers for table in driver.uapis}
+        pid, listener, answer = launch(command, tuple(magics), environment)
         with _signals(pid):
             code = os.waitstatus_to_exitcode(Supervisor(pid, listener, arch, files, trace).run())
         started(command, answer)

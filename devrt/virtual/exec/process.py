@@ -118,5 +118,16 @@ class Descriptors:
         finally:
             os.close(fd)
 
+    def stand_for(self, fd: int, file: int) -> None:
+        position = self.files.position(self.process.pid, fd)
+        assert position is not None  # the driver found it
+        text = Path(f"/proc/{self.process.pid}/fdinfo/{fd}").read_text()
+        flags = re.search(r"^flags:\s*([0-7]+)", text, re.MULTILINE)
+        own = self.files.describe_again(file, position)
+        try:
+            self.listener.add_fd(self.notification, own, int(flags[1], 8) if flags else 0, fd)
+        finally:
+            os.close(own)
+
     def client(self) -> Client:
         return Client(self.process.pid, self, self.process.memory, foreign=True)

@@ -40,6 +40,7 @@ struct seccomp_notif_id { uint64_t id; };
 _RET_ALLOW, _RET_USER_NOTIF = 0x7FFF0000, 0x7FC00000
 _SET_MODE_FILTER, _FLAG_NEW_LISTENER, _FLAG_WAIT_KILLABLE_RECV = 1, 8, 32
 _NOTIF_FLAG_CONTINUE = 1
+_ADDFD_FLAG_SETFD = 1
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 _NR, _ARCH = SECCOMP.offset("seccomp_data", "nr"), SECCOMP.offset("seccomp_data", "arch")
 _SECOND = SECCOMP.offset("seccomp_data", "args") + 8  # its low dword, on machines that begin with it
@@ -119,9 +120,11 @@ class Listener:
     def _send(self, number: int, **fields: int) -> None:
         SECCOMP.call(self._system, self.fd, "SECCOMP_IOCTL_NOTIF_SEND", id=number, **fields)
 
-    def add_fd(self, number: int, fd: int, flags: int) -> int:
-        """Put a duplicate of `fd` into the process; `flags`: O_CLOEXEC or 0. Returns its number there."""
-        argument = SECCOMP.new("seccomp_notif_addfd", id=number, srcfd=fd, newfd_flags=flags & os.O_CLOEXEC)
+    def add_fd(self, number: int, fd: int, flags: int, there: int | None = None) -> int:
+        """Put a duplicate of `fd` into the process, in the place of its descriptor `there` where that is given; `flags`:
+        O_CLOEXEC or 0. Returns its number there."""
+        place = {} if there is None else {"flags": _ADDFD_FLAG_SETFD, "newfd": there}
+        argument = SECCOMP.new("seccomp_notif_addfd", id=number, srcfd=fd, newfd_flags=flags & os.O_CLOEXEC, **place)
         return self._system.ioctl(self.fd, SECCOMP.request("SECCOMP_IOCTL_NOTIF_ADDFD"),
                                   memoryview(SECCOMP.ffi.buffer(argument)))
 

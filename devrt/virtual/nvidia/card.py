@@ -15,7 +15,7 @@ from devrt.virtual.nvidia.channel import Channel
 from devrt.virtual.nvidia.faults import MmuFault, SmError
 from devrt.virtual.nvidia.machine import GpuModel, GpuNode
 from devrt.virtual.nvidia.status import refuse
-from devrt.virtual.pool import Pool, Store
+from devrt.virtual.pool import OwnFile, Pool, Store
 
 USERMODE_BYTES = 0x10000  # the page of doorbells: clc361.h, NVC361_SIZE
 _LARGE = 2 << 20
@@ -85,8 +85,8 @@ class Card:
     def __init__(self, node: GpuNode, host: System, faults: Faults, make_engine: EngineFactory, report: Report) -> None:
         self.node, self._host, self._faults, self._make_engine, self._report = node, host, faults, make_engine, report
         # Twice what may be allocated, so that holes between allocations never are what it fails for.
-        self.pool = Pool(host, f"nvidia{node.index}", 2 * node.vram_usable + 4 * USERMODE_BYTES)
-        self.usermode = Store(self.pool, self.pool.file.take(USERMODE_BYTES, USERMODE_BYTES), USERMODE_BYTES)
+        self.pool = Pool(host, f"nvidia{node.index}", 2 * node.vram_usable)
+        self.usermode = Store(OwnFile(host, "usermode", USERMODE_BYTES), 0, USERMODE_BYTES)
         self.live: set[CardStore] = set()
         self.vram_used = self.bar1_used = 0
         self.opens = 0             # of its node
@@ -117,16 +117,17 @@ class Card:
     def started(self) -> Engine | None:
         return self._engine
 
-    def allocate(self, nbytes: int, alignment: int) -> CardStore:
-        """Fresh pages of VRAM. Raises Refused: NO_MEMORY."""
+    def allocate(self, nbytes: int, alignment: int, own: bool) -> CardStore:
+        """Fresh pages of VRAM, in a file of their `own` or with others. Raises Refused: NO_MEMORY."""
         size = pages(nbytes)
         if self.vram_used + size > self.node.vram_usable:
             refuse(Status.NV_ERR_NO_MEMORY)
         try:
-            offset = self.pool.file.take(size, max(alignment, _LARGE if size >= _LARGE else 4096))
-        except MemoryError:
+            pool = OwnFile(self._host, f"nvidia{self.node.index}", size) if own else self.pool
+            offset = 0 if own else pool.file.take(size, max(alignment, _LARGE if size >= _LARGE else 4096))
+        except (MemoryError, OSError):
             refuse(Status.NV_ERR_NO_MEMORY)
-        store = CardStore(self.pool, offset, size, card=self)
+        store = CardStore(pool, offset, size, card=self)
         self.vram_used += size
         self.live.add(store)
         return store
@@ -145,9 +146,10 @@ class Card:
     def lose_memory(self) -> None:
         """What a reset does to VRAM: nothing of it is left."""
         for store in list(self.live):
-            punch_hole(self.pool.file.fd, store.offset, store.nbytes)
+            punch_hole(store.pool.file.fd, store.offset, store.nbytes)
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
+        self.usermode.drop()
         self.pool.close()

@@ -52,7 +52,6 @@ _WINDOW = 1 << 20  # bytes of code looked at around a kernel's entry
 _BLOCKS_A_THREAD = 4
 _BUDGET = 1 << 30  # branches backwards before a warp counts as hung
 _MOST_THREADS = 1024
-_MEMORY = ("not mapped", "read-only")
 _WRITES = ("STG", "ST", "RED", "ATOM", "ATOMG")
 
 
@@ -163,7 +162,7 @@ def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
     warp = field(layout.FAULT_WARP, np.uint32, 4)
     block = tuple(field(at, np.uint32, 4) for at in (layout.CTA_X, layout.CTA_Y, layout.CTA_Z))
     what = kernel.instruction(pc)
-    if kind in _MEMORY:
+    if kind in layout.MEMORY:
         write = what is not None and what.op in _WRITES
         fault = MemoryFault(va, "write" if write else "read", kind)
         fault.pc, fault.warp, fault.lane = pc, warp, lane

@@ -49,6 +49,7 @@ class NvidiaDriver:
         self.clients: dict[int, RmClient] = {}
         self.spaces: list[UvmFile] = []
         self.owned: tuple[str, ...] = proc.OWNED
+        self.uapis: tuple[Uapi, ...] = self.tables.uapis
         self.tree = proc.build(machine, host, self)
         self._log: deque[LogLine] = deque(maxlen=_LOG_LINES)
         self._next_address = 1 << 40

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from devrt.ioctl.nv_status import Status
-from devrt.ioctl.system import System
 from devrt.virtual.memory import AddressSpace
 from devrt.virtual.nvidia.card import Card
 from devrt.virtual.nvidia.channel import Channel
@@ -155,12 +154,13 @@ class VaSpace(Object):
 
 @dataclass(eq=False)
 class Memory(Object):
-    """VRAM or system memory (`store`), or pages of the process (`address`). `host` is where they lie here."""
+    """VRAM or system memory (`store`), or pages of the process (`address`). `host` is where they lie here; `foreign`: there."""
 
     nbytes: int = 0
     page_bytes: int = 4096
     store: Store | None = None
     address: int = 0
+    foreign: bool = False
     vram: bool = False
     cpu_read_only: bool = False
     gpu_read_only: bool = False
@@ -273,5 +273,3 @@ class SharedData(Object):
             self.store.drop()
 
 
-def new_space(host: System) -> AddressSpace:
-    return AddressSpace(host)

@@ -262,10 +262,13 @@ def rm_map_memory(call: Call) -> None:
     of_card = card if isinstance(one, Usermode) or isinstance(one, Memory) and one.vram else None
     file = _mapping_file(call, of_card)
     start, end = params.offset // PAGE * PAGE, pages(params.offset + params.length)
+    if start and call.process.foreign:  # which maps its descriptor itself, from the start of what stands behind it
+        refuse(Status.NV_ERR_NOT_SUPPORTED)
     bar1 = of_card if isinstance(one, Memory) and of_card is not None else None
     if bar1 is not None:
         bar1.take_bar1(end - start)
     address = call.driver.new_address(of_card, end - start) + params.offset % PAGE
+    call.process.files.stand_for(call.args.fd, store.pool.file.fd)
     mapping = CpuMapping(one, address, store, start, end - start, wants_write, bar1)
     one.mappings[address] = file.mapping = mapping
     params.pLinearAddress = address

@@ -10,6 +10,7 @@ from typing import Any
 from devrt.ioctl.nv_alloc import ATTR, ATTR2, AllocFlag, CtxShareFlag, EngineType, VaSpaceFlag, flag
 from devrt.ioctl.nv_classes import GENERATIONS, Class
 from devrt.ioctl.nv_status import Status
+from devrt.virtual.foreign import ProcessSpace
 from devrt.virtual.memory import PAGE, Access, pages
 from devrt.virtual.nvidia import health
 from devrt.virtual.nvidia.card import Card
@@ -30,11 +31,10 @@ from devrt.virtual.nvidia.objects import (
     Usermode,
     VaSpace,
     VirtualMemory,
-    new_space,
 )
 from devrt.virtual.nvidia.rm import Call
 from devrt.virtual.nvidia.status import refuse
-from devrt.virtual.pool import Store, take
+from devrt.virtual.pool import OwnFile, Store, take
 
 Make = Callable[[Call, RmClient, Object, int, int, Any], Object]
 _MOST_ENTRIES = 1 << 16     # the width of GPPut's field in a channel's RAM (dev_ram.h: limit2)
@@ -93,7 +93,7 @@ def _va_space(call: Call, client: RmClient, parent: Object, handle: int, class_i
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     if given.flags & VaSpaceFlag.IS_EXTERNALLY_OWNED and given.flags & VaSpaceFlag.SHARED_MANAGEMENT:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
-    return VaSpace(client, handle, class_id, parent, space=new_space(call.driver.host), flags=given.flags)
+    return VaSpace(client, handle, class_id, parent, space=ProcessSpace(call.driver.host, call.process.memory), flags=given.flags)
 
 
 def _usermode(call: Call, client: RmClient, parent: Object, handle: int, class_id: int, given: Any) -> Object:
@@ -120,7 +120,8 @@ def _event(call: Call, client: RmClient, parent: Object, handle: int, class_id: 
 
 def _shared_data(call: Call, client: RmClient, parent: Object, handle: int, class_id: int, given: Any) -> Object:
     tables = call.driver.tables
-    store = take(call.driver.pool, pages(tables.nvrm.size("NV00DE_SHARED_DATA")))
+    nbytes = pages(tables.nvrm.size("NV00DE_SHARED_DATA"))
+    store = Store(OwnFile(call.driver.host, "nvidiactl", nbytes), 0, nbytes)
     made = SharedData(client, handle, class_id, parent, store=store, polled=given.polledDataMask)
     made.closing = health.keep_up_to_date(made, _card(parent), tables.nvrm)
     return made
@@ -147,10 +148,11 @@ def _memory(call: Call, client: RmClient, parent: Object, handle: int, class_id:
     card = _card(parent)
     store: Store
     if vram:
-        store = card.allocate(nbytes, max(alignment, min(page, 2 << 20)))
+        store = card.allocate(nbytes, max(alignment, min(page, 2 << 20)), call.process.foreign)
     else:
         try:
-            store = take(call.driver.pool, nbytes, max(alignment, _SYSTEM_POOL_PAGE))
+            store = Store(OwnFile(call.driver.host, "nvidiactl", nbytes), 0, pages(nbytes)) if call.process.foreign else take(
+                call.driver.pool, nbytes, max(alignment, _SYSTEM_POOL_PAGE))
         except OSError:
             refuse(Status.NV_ERR_NO_MEMORY)
     given.size, given.limit = nbytes, nbytes - 1
@@ -173,11 +175,11 @@ def pin_pages(call: Call) -> None:
     nbytes = params.limit + 1
     if params.pMemory % PAGE or not params.pMemory:
         refuse(Status.NV_ERR_INVALID_ADDRESS)
-    if nbytes % PAGE or call.process.foreign:
-        refuse(Status.NV_ERR_INVALID_LIMIT if nbytes % PAGE else Status.NV_ERR_NOT_SUPPORTED)
+    if nbytes % PAGE:
+        refuse(Status.NV_ERR_INVALID_LIMIT)
     if not call.process.memory.covers(params.pMemory, nbytes, write=not params.flags >> 22 & 1):
         refuse(Status.NV_ERR_INVALID_ADDRESS)
-    client.add(Memory(client, handle, params.hClass, parent, nbytes=nbytes, address=params.pMemory,
+    client.add(Memory(client, handle, params.hClass, parent, nbytes=nbytes, address=params.pMemory, foreign=call.process.foreign,
                       gpu_read_only=bool(params.flags >> 22 & 1)))
     params.hObjectNew = handle
 
@@ -280,6 +282,8 @@ def _userd(client: RmClient, card: Card, given: Any, va_space: VaSpace) -> Memor
     offset = given.userdOffset[0]
     if offset % USERD_BYTES:
         refuse(Status.NV_ERR_INVALID_ADDRESS)
+    if memory.foreign:  # what the engine polls must lie here
+        refuse(Status.NV_ERR_NOT_SUPPORTED)
     if offset + USERD_BYTES > memory.nbytes:
         refuse(Status.NV_ERR_INVALID_OFFSET)
     ring = va_space.space.entry(given.gpFifoOffset) if va_space.space is not None else 0
@@ -290,6 +294,8 @@ def _userd(client: RmClient, card: Card, given: Any, va_space: VaSpace) -> Memor
 
 def _notifier(client: RmClient, handle: int) -> Memory:
     memory = client.typed(handle, Memory, Status.NV_ERR_OBJECT_NOT_FOUND)
+    if memory.foreign:
+        refuse(Status.NV_ERR_NOT_SUPPORTED)
     if memory.nbytes < _NOTIFIERS * NOTIFIER_BYTES:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     return memory

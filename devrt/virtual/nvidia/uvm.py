@@ -357,6 +357,7 @@ def _map(call: Call, span: ExternalRange, gpu: UvmGpu, read_only: bool) -> None:
     if args.offset + args.length > memory.nbytes:
         refuse(Status.NV_ERR_INVALID_OFFSET)
     access = Access.EXECUTE | (Access.VRAM if memory.vram else Access.SYSTEM) | (Access.PEER if peer else Access(0))
+    access |= Access.FOREIGN if memory.foreign else Access(0)
     if not read_only and not memory.gpu_read_only:
         access |= Access.WRITE
     mapping = UvmMapping(gpu, memory, memory.store.hold() if memory.store is not None else None, args.base, args.length,

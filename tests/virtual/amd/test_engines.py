@@ -12,7 +12,7 @@ import pytest
 from devrt.amd import pm4, sdma
 from devrt.amd.registers import pack
 from devrt.virtual.amd.dispatch import WaveFault
-from devrt.virtual.amd.vm import ProcessSpace
+from devrt.virtual.foreign import ProcessSpace
 from devrt.virtual.memory import PAGE, Access
 from tests.virtual.amd.rig import SYSTEM, Rig, rig, until
 
