@@ -24,7 +24,7 @@ class Tuning:
     CPU: cores), and the bytes of shared memory that a group may use. `matrix_units`: the layout of a product in their registers
     (lir.LAYOUTS), "" without; only what a kernel of the fast tier becomes depends on it. `chunk`: elements that a group of an
     element-wise kernel handles, long enough to hide its start, short enough to balance. `gathers`: lanes read shared memory at
-    places of their own as fast as side by side (a GPU)."""
+    places of their own as fast as side by side (a GPU). `waves`: how many a group may have; `lanes` are those of one."""
 
     lanes: int
     vector_registers: int
@@ -35,6 +35,7 @@ class Tuning:
     matrix_units: str = field(default="", repr=False)
     chunk: int = 16384
     gathers: bool = False
+    waves: int = 1
 
 
 @dataclass(frozen=True)

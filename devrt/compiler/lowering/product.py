@@ -80,7 +80,7 @@ def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
     c = contraction_of(k, calls)
     tile = tiles.plan(c, t)
     if tile is not None:
-        b = Builder(name, lanes=t.lanes, groups=tile.groups(c))
+        b = Builder(name, lanes=tile.lanes, groups=tile.groups(c))
         calls.params = expression.params_of(b, k)
         tiles.lower(b, c, tile)
         return b.finish()

@@ -1,7 +1,8 @@
 """Contraction on a GPU: C[batch, m, n] = sum over k of A[batch, m, k] * B[batch, k, n], as LIR, with the bits of contract.py.
 
-    group   a rectangle of C in the registers of one wave. Lanes form a grid; a lane has runs of RUN neighbouring rows and
-            columns, as many lanes apart, so that a wave reads whole lines of shared memory, RUN elements a lane at once
+    group   a rectangle of C in the registers of a wave, or of several, which share what is brought. Lanes form a grid; a lane
+            has runs of RUN neighbouring rows and columns, as many lanes apart, so that a wave reads whole lines of shared memory,
+            RUN elements a lane at once
     step    a few k: A's rows and B's columns in shared memory, k by k. While one step is computed the next one is on its way from
             memory to registers; it goes to the other half of shared memory, so that a step needs one barrier
     k       every lane multiplies its rows by its columns
@@ -60,23 +61,26 @@ def plan(c: Contraction, t: Tuning) -> Tile | None:
     if not t.gathers or min(c.m, c.n) < _LEAST or c.k == 0 or c.batch == 0:
         return None
     words = c.dtype.bits // 32
-    found = [tile for tile in _tiles(t.lanes) if tile.rows * tile.columns * words <= _SUMS * t.vector_registers
-             and _shared_bytes(c, tile) <= t.scratch_bytes]
+    found = [tile for tile in _tiles(t) if tile.rows * tile.columns * words <= _SUMS * t.vector_registers
+             and _shared_bytes(c, tile) <= t.scratch_bytes * tile.lanes // t.lanes]
     return min(found, key=lambda tile: _cost(c, t, tile, words), default=None)
 
 
-def _tiles(lanes: int) -> Iterator[Tile]:
-    down = 1 << (lanes.bit_length() - 1) // 2
-    for rows in _SIDES:
-        for columns in _SIDES:
-            yield Tile(rows, columns, down, lanes // down)
+def _tiles(t: Tuning) -> Iterator[Tile]:
+    for lanes in {t.lanes, t.lanes * t.waves}:
+        half = (lanes.bit_length() - 1) // 2
+        for down in {1 << half, lanes >> half}:
+            for rows in _SIDES:
+                for columns in _SIDES:
+                    yield Tile(rows, columns, down, lanes // down)
 
 
 def _cost(c: Contraction, t: Tuning, tile: Tile, words: int) -> float:
     """Cycles of a unit until the last group is done; what does not fit evenly is done all the same."""
     a_k = tile.rows * tile.columns * words + words * (_SHARED_CYCLES * (tile.rows + tile.columns)
-                                                      + _MEMORY_CYCLES * (tile.height + tile.width) / t.lanes)
-    return _over(tile.groups(c), t.units) * (a_k * c.k + 200.0)
+                                                      + _MEMORY_CYCLES * (tile.height + tile.width) / tile.lanes)
+    at_once = max(1, t.units * t.lanes // tile.lanes)
+    return _over(tile.groups(c), at_once) * (a_k * c.k + 200.0)
 
 
 def _shared_bytes(c: Contraction, tile: Tile) -> int:

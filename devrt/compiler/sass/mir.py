@@ -20,8 +20,8 @@ class Block:
 
 @dataclass(eq=False)
 class Function:
-    """A kernel. `blocks` in the order they are laid out, the first is the entry. Bytes of shared memory a group, of local memory a
-    lane; `params` are (name, byte offset from the start of the parameters, bytes). `threads` of a group."""
+    """A kernel. `blocks` in the order they are laid out, the first is the entry. Bytes of shared memory a group, of local memory
+    a lane; `params` are (name, byte offset from the start of the parameters, bytes). `threads` of a group."""
 
     name: str
     sm: int

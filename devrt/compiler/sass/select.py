@@ -25,7 +25,7 @@ from devrt.compiler.sass.instruction import TRUE, Cbuf, File, Operand, Special
 from devrt.compiler.sass.mir import Function
 from devrt.compiler.sass.select_emit import ZERO, Bool, Emitter, Pair
 from devrt.compiler.sass.select_index import Int
-from devrt.compiler.sass.target import DESCRIPTORS, SassTarget
+from devrt.compiler.sass.target import DESCRIPTORS, LANES, SassTarget
 from devrt.device import CompileError
 
 _TID_X, _CTAID_X = 0x21, 0x25
@@ -366,9 +366,10 @@ class Selector(Emitter):
 
 
 def select(program: lir.Program, target: SassTarget) -> Function:
-    """The program as mir. Raises CompileError for one that was lowered for wider groups."""
-    if program.lanes > 32:
-        raise CompileError(f"{program.name} was lowered for {program.lanes} lanes", evidence="a warp has 32",
+    """The program as mir. Raises CompileError for a group of several warps whose lanes exchange values across them."""
+    if program.lanes > LANES and any(i.op == "lane_get" or i.op == "lane_xor" and i.attrs["mask"] >= LANES
+                                     for i in lir.walk(program.body)):
+        raise CompileError(f"{program.name} exchanges values between {program.lanes} lanes", evidence=f"a warp has {LANES}",
                            remedy="this is a defect of devrt: please report it")
     return Selector(program, target).run()
 
