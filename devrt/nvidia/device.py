@@ -141,8 +141,7 @@ class NvidiaDevice(GpuDevice):
         """The packets need the window already."""
 
     def need_local(self, nbytes: int) -> None:
-        """Have at least `nbytes` of local memory for each thread that can run at once. Waits for the compute queue where it has
-        to be moved."""
+        """Have at least `nbytes` of local memory for each thread that can run at once. It is moved behind what is queued."""
         with self._lock:
             if nbytes <= self._local:
                 return
@@ -151,7 +150,6 @@ class NvidiaDevice(GpuDevice):
             tpc = -(-warp * self._warps_per_tpc // _TPC_UNIT) * _TPC_UNIT
             total = -(-tpc * self._most_tpcs // _TOTAL_UNIT) * _TOTAL_UNIT
             memory = self.alloc(total + _TOTAL_UNIT)
-            self.compute.wait(self.compute.submitted)
             base = -(-memory.address // _TOTAL_UNIT) * _TOTAL_UNIT
             self.compute.configure(self.compute_engine.local_memory(base, tpc).tobytes())
             self._local_memory[:] = [memory]

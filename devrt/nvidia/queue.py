@@ -56,7 +56,7 @@ class NvidiaQueue(GpuQueue):
         return list(self._rings.values())
 
     def configure(self, methods: bytes) -> None:
-        """Methods that change the compute engine's state, when everything queued before is done."""
+        """Methods that change the compute engine's state, behind everything queued before."""
         with self._lock:
             self._put(self._ring(True), methods)
             self._ring(True).kick()

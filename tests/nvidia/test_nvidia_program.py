@@ -243,6 +243,20 @@ def test_local_memory_is_there_for_every_thread(opened: Opened, monkeypatch: pyt
     assert fields["shader_local_memory_high_size"] == 64 + 0x240
 
 
+def test_local_memory_grows_behind_what_is_queued(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = opened("sm_90")
+    (x, a), (y, b), (z, _), (w, _) = (numbers(device, n) for n in range(4))
+    go, commands = device.signal(), [device.command_list(), device.command_list()]
+    for n, out in enumerate((z, w)):
+        altered(monkeypatch, local_bytes=32 << 4 * n)
+        commands[n].dispatch(device.load(image(90), "add"), [x, y, out], 4)
+        value = device.compute.submit(commands[n], wait=[(go, 1)] if not n else ())
+    go.signal(1)
+    device.compute.wait(value, 20)
+    for out in (z, w):
+        np.testing.assert_array_equal(np.frombuffer(out.host(), np.float32), a + b)
+
+
 def test_carve_outs() -> None:
     for sm, about in GENERATIONS.items():
         assert carve_out(sm, 0) == about.carve_outs[0] // 4 + 1
