@@ -42,9 +42,9 @@ BRA = Instruction("BRA", (), (), (Operand(Label(0x50)),), address=0x100)
 
 @pytest.mark.parametrize("sm", GENERATIONS)
 def test_round_trip(sm: int) -> None:
-    """decode, then encode: the same word, for every form and modifier."""
+    """decode, then encode: the same word but for bits that nothing reads, for every form and modifier."""
     for form, word, i in words(sm, seed=1):
-        assert encode(i, sm) == word, (form.op, hex(word), text(i, sm))
+        assert encode(i, sm) == word & ~form.ignored | form.value & form.ignored, (form.op, hex(word), text(i, sm))
 
 
 @pytest.mark.parametrize("sm", GENERATIONS)

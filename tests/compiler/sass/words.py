@@ -33,7 +33,7 @@ def words(sm: int, seed: int) -> Iterator[tuple[Form, int, Instruction]]:
 
 def _draw(form: Form, rank: int, rng: random.Random) -> int:
     keep = rng.random() < 0.3
-    word = form.value | CONTROL | rng.getrandbits(128) & form.covered & ((1 << 105) - 1 | (REUSE if keep else 0))
+    word = form.value & ~form.ignored | CONTROL | rng.getrandbits(128) & form.covered & ((1 << 105) - 1 | (REUSE if keep else 0))
     if rng.random() < 0.6:
         word = word & ~(15 << 12) | 7 << 12
     for slot in (*form.dsts, *form.srcs):

@@ -25,6 +25,7 @@ from devrt.compiler.sass.isa.fields import CbufSlot, Group, ImmSlot, RegSlot, Sl
 ALL = (75, 80, 86, 89, 90, 120)
 SINCE_80, SINCE_86, SINCE_89, SINCE_90 = ALL[1:], ALL[2:], ALL[3:], ALL[4:]
 TO_89, TO_90, BLACKWELL = ALL[:4], ALL[:5], ALL[5:]
+CARRIES = 77, 87  # where the predicates of carries lie, which nothing looks at where no carry is read
 
 
 Slots = Mapping[str, Slot | Callable[[int], Slot]]  # by name; from the generation where that matters
@@ -42,7 +43,7 @@ class Form:
     dsts: tuple[Slot, ...]
     srcs: tuple[Slot, ...]
     uniform: bool = False
-    ignored: int = 0  # bits that may hold anything; written as 0
+    ignored: int = 0  # bits that may hold anything; written as `value` has them
 
     @property
     def covered(self) -> int:
@@ -75,11 +76,13 @@ class Row:
         if sm not in self.sms:
             return []
         op, *mods = self.name.split(".")
-        value = self.code
+        value, ignored = self.code, self.ignored
         for lo, part in self.fixed.items():
             value |= part << lo
+            if lo in CARRIES and part == 15:  # !PT by ptxas, P0 by NAK
+                ignored |= ones(lo, 4)
         slots = [tuple(_slot(token, self, sm) for token in tokens.split()) for tokens in (self.dsts, self.srcs)]
-        return [Form(op, tuple(mods), value, self.groups, slots[0], slots[1], self.uniform, self.ignored)]
+        return [Form(op, tuple(mods), value, self.groups, slots[0], slots[1], self.uniform, ignored)]
 
 
 def row(name: str, code: int, dsts: str = "", srcs: str = "", *groups: Group, sms: Sequence[int] = ALL,
