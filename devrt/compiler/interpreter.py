@@ -11,7 +11,7 @@ Beyond computing, it finds what no backend has to survive, and raises CompileErr
     a read of shared memory that nothing has written;
     a loop bound that differs among the lanes of a group;
     a streamed store of consecutive elements, not masked, that does not start at a multiple of `lanes`;
-    an mma whose tiles start at other than multiples of 8, or not at the same place in all lanes;
+    an mma whose tiles start at other than multiples of 8, or not at the same place in all lanes of a wave;
     a nibble of pairs whose indexes do not count on from an even one;
     a race: lanes run in no order between barriers and groups in none at all, so what one lane stores no other lane may
     load or store before the next barrier, nor ever in a parameter, which barriers do not order. Only lanes that store
@@ -258,34 +258,37 @@ class _Run:
     def _mma(self, i: Inst) -> None:
         assert isinstance(i.mem, Shared)
         layout, sums = lir.LAYOUTS[i.attrs["layout"]], self._args(i)[2:]
-        a, b = self._tile(i, 0, i.attrs["lda"]), self._tile(i, 1, i.attrs["ldb"])
+        a, b = (self._tile(i, n, i.attrs[f"ld{name}"], name in i.attrs["turned"]) for n, name in enumerate("ab"))
+        wave, lane = np.divmod(self.lanes[0], layout.lanes)
         for v, (out, total) in enumerate(zip(i.out, sums, strict=True)):
-            rows, columns = layout.place(v, self.lanes[0])
+            rows, columns = layout.place(v, lane)
             total = self._all(total)
             for k in range(lir.MMA_SIDE):
-                total = arithmetic.evaluate("fma", a[:, rows, k], b[:, columns, k], total)
+                total = arithmetic.evaluate("fma", a[:, wave, rows, k], b[:, wave, columns, k], total)
             self._set(out, total)
 
-    def _tile(self, i: Inst, n: int, stride: int) -> Array:
-        """The tile of operand `n` of an mma as float32 (groups, row, k). Every lane reads it."""
-        mem, side = i.mem, lir.MMA_SIDE
+    def _tile(self, i: Inst, n: int, stride: int, turned: bool) -> Array:
+        """The tiles of operand `n` of an mma as float32 (groups, wave, row, k). Every lane of a wave reads its tile."""
+        mem, side, lanes = i.mem, lir.MMA_SIDE, lir.LAYOUTS[i.attrs["layout"]].lanes
         assert isinstance(mem, Shared)
         first = self._all(self.registers[i.args[n]]).astype(np.int64)
+        waves = first[:, ::lanes]
         on = self._where(i, None)
         last = first + (side - 1) * stride + side - 1
-        if (odd := on & ((first != first[:, :1]) | (first % lir.MMA_ALIGN != 0))).any():
-            self._fail(i, f"a tile of mma starts at a multiple of {lir.MMA_ALIGN}, the same in all lanes", odd)
+        if (odd := on & ((first != np.repeat(waves, lanes, axis=1)) | (first % lir.MMA_ALIGN != 0))).any():
+            self._fail(i, f"a tile of mma starts at a multiple of {lir.MMA_ALIGN}, the same in all lanes of a wave", odd)
         if (outside := on & ((first < 0) | (last >= mem.count))).any():
             self._fail(i, f"a tile from {first[outside][0]} on is outside {mem.name}[{mem.count}]", outside)
         inside = np.arange(side)[:, None] * stride + np.arange(side)
-        start = np.where(self.active, first[:, :1] + self.rows * mem.count, 0)
-        at, memory = start[:, :, None] + inside, self.shared[mem.name]
-        running = np.broadcast_to(self.active[:, :, None], at.shape)
+        start = np.where(self.active, waves + self.rows * mem.count, 0)
+        at, memory = start[:, :, None, None] + (inside.T if turned else inside), self.shared[mem.name]
+        running = np.broadcast_to(self.active[:, :, None, None], at.shape)
         assert memory.defined is not None
         if (never := running & ~memory.defined[at]).any():
-            self._fail(i, "read of shared memory that nothing has written", on & never.any((1, 2))[:, None])
+            self._fail(i, "read of shared memory that nothing has written", on & np.repeat(never.any((2, 3)), lanes, axis=1))
         if (race := running & (memory.writer[at] != _NOBODY)).any():
-            self._fail(i, "race: a lane stored to a tile of mma, with no barrier in between", on & race.any((1, 2))[:, None])
+            self._fail(i, "race: a lane stored to a tile of mma, with no barrier in between",
+                       on & np.repeat(race.any((2, 3)), lanes, axis=1))
         memory.reader[at[running]] = _SEVERAL
         return convert.cast(memory.data[at], mem.dtype, dt.float32)
 

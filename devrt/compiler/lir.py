@@ -32,10 +32,12 @@ tested against it bit for bit.
     lane_xor                         the value of lane (lane ^ mask), mask a constant below `lanes`
     lane_get                         the value of one lane, a constant, in all lanes
     mma                              a matrix product by a matrix unit, C += A x B^T: float16 or bfloat16 tiles of 16 rows of 16
-                                     in one shared array, A[i][k] at a + i*lda + k and B[j][k] at b + j*ldb + k; a and b are the
-                                     same in all lanes; they, lda and ldb are multiples of 8. C is float32, spread over registers
-                                     as `layout` says (Layout). Here the sum runs over k in order, by fma; a device chooses its
-                                     order and how it rounds in between. Only programs of the fast tier hold it
+                                     in one shared array, A[i][k] at a + i*lda + k and B[j][k] at b + j*ldb + k, or, of the
+                                     operands that `turned` names, A[i][k] at a + k*lda + i, B[j][k] at b + k*ldb + j. Lanes work
+                                     in waves, as many as `layout` has (Layout): a and b are the same in all lanes of a wave;
+                                     they, lda and ldb are multiples of 8. C is float32, spread over the wave's registers.
+                                     Here the sum runs over k in order, by fma; a device chooses its order and how it rounds in
+                                     between. Only programs of the fast tier hold it
     when                             its body may run in every lane, so indexes must lie inside whatever the condition
 
 Lanes run in no order between barriers, and groups in none: what one lane stores no other lane may load or store before
@@ -98,13 +100,14 @@ class Part:
 @dataclass(frozen=True)
 class Layout:
     """Where a wave of `lanes` keeps a 16x16 matrix of float32: register v of lane l is the element whose row is the sum of
-    `rows`, whose column that of `columns`. `types`: what its units multiply."""
+    `rows`, whose column that of `columns`. `types`: what its units multiply; `turns`: whether they take turned operands."""
 
     lanes: int
     registers: int
     rows: tuple[Part, ...]
     columns: tuple[Part, ...]
     types: tuple[str, ...] = ("float16", "bfloat16")
+    turns: bool = False
 
     def place(self, register: Any, lane: Any) -> tuple[Any, Any]:
         """(row, column), of numbers or arrays of them."""
@@ -128,8 +131,8 @@ _HMMA = ((Part("lane", 1, divided=4), Part("register", 8, divided=2, modulo=2)),
 LAYOUTS = {
     "wmma": Layout(32, 8, (Part("register", 2), Part("lane", 1, divided=16)), _COLUMN_OF_LANE),
     "mfma": Layout(64, 4, (Part("register", 1), Part("lane", 4, divided=16)), _COLUMN_OF_LANE),
-    "hmma": Layout(32, 8, *_HMMA),
-    "hmma8": Layout(32, 8, *_HMMA, types=("float16",)),
+    "hmma": Layout(32, 8, *_HMMA, turns=True),
+    "hmma8": Layout(32, 8, *_HMMA, types=("float16",), turns=True),
 }
 MMA_SIDE = 16  # rows, columns and depth of one mma
 MMA_ALIGN = 8  # elements: what its indexes and strides are multiples of
@@ -373,10 +376,13 @@ class Builder:
         """All shared-memory accesses of the group before it happen before those after it."""
         self.emit("barrier", None)
 
-    def mma(self, tiles: Shared, a: Reg, lda: int, b: Reg, ldb: int, acc: Sequence[Reg], layout: str) -> list[Reg]:
-        """acc + A x B^T of 16x16 tiles in `tiles`, whose first rows start at elements a and b, next rows lda and ldb later."""
+    def mma(self, tiles: Shared, a: Reg, lda: int, b: Reg, ldb: int, acc: Sequence[Reg], layout: str,
+            turned: str = "") -> list[Reg]:
+        """acc + A x B^T of 16x16 tiles in `tiles`, which start at elements a and b, next rows lda and ldb later; columns, where
+        `turned` ("", "a", "b" or "ab") names the operand."""
         out = tuple(self.reg(dt.float32) for _ in acc)
-        self._blocks[-1].append(Inst("mma", out, (a, b, *acc), {"lda": lda, "ldb": ldb, "layout": layout}, tiles))
+        attrs = {"lda": lda, "ldb": ldb, "layout": layout, "turned": turned}
+        self._blocks[-1].append(Inst("mma", out, (a, b, *acc), attrs, tiles))
         return list(out)
 
     # ----- structure
@@ -519,8 +525,10 @@ def _type_error(p: Program, i: Inst) -> str:
 
 def _mma_error(p: Program, i: Inst) -> str:
     layout = LAYOUTS.get(i.attrs["layout"])
-    if layout is None or p.lanes != layout.lanes:
+    if layout is None or p.lanes % layout.lanes:
         return f"mma has the layouts {', '.join(f'{name} of {x.lanes} lanes' for name, x in LAYOUTS.items())}"
+    if i.attrs["turned"] not in (("", "a", "b", "ab") if layout.turns else ("",)):
+        return f"mma.{i.attrs['layout']} takes no operands turned as {i.attrs['turned']}"
     if not isinstance(i.mem, Shared) or i.mem.dtype.name not in layout.types:
         return f"mma multiplies {' or '.join(layout.types)} in a shared array"
     if any(r.dtype is not p.index for r in i.args[:2]):
@@ -562,8 +570,10 @@ def line(i: Inst) -> str:
     if i.op == "mma":
         assert i.mem is not None
         a, b, *sums = i.args
-        return (f"{outs} = mma.{i.attrs['layout']} {i.mem.name}[{a} + 0..15*{i.attrs['lda']}] x "
-                f"{i.mem.name}[{b} + 0..15*{i.attrs['ldb']}] + {', '.join(map(str, sums))}")
+        turned = i.attrs["turned"]
+        left, right = (f"{i.mem.name}[{at} + 0..15*{i.attrs[f'ld{name}']}]{'.turned' * (name in turned)}"
+                       for name, at in (("a", a), ("b", b)))
+        return f"{outs} = mma.{i.attrs['layout']} {left} x {right} + {', '.join(map(str, sums))}"
     if i.op == "loop":
         carried = ", ".join(f"{a}:{a.dtype.short}={b}" for a, b in zip(i.inner[1:], i.args[2:], strict=True))
         step = f" step {i.attrs['step']}" if i.attrs["step"] != 1 else ""

@@ -40,47 +40,61 @@ def on(device: str, x: np.ndarray, dtype: DType) -> Array:
 # ----- LIR
 
 
-def mma_program(layout: str, dtype: DType, lda: int = 24, ldb: int = 40, a: int = 8, broken: str = "") -> lir.Program:
-    """out = a[16, 16] @ b[16, 16].T + c, all row-major."""
+def mma_program(layout: str, dtype: DType, lda: int = 24, ldb: int = 40, a: int = 8, broken: str = "", turned: str = "",
+                waves: int = 1) -> lir.Program:
+    """out = a[16, 16] @ b[16, 16].T + c, all row-major, in each wave of 2 groups; `turned` operands lie the other way in shared
+    memory."""
     form = lir.LAYOUTS[layout]
-    b = lir.Builder("mma", lanes=form.lanes, groups=2)
-    x, y = b.param("x", dtype, 512), b.param("y", dtype, 512)
-    c, out = b.param("c", dt.float32, 512), b.param("out", dt.float32, 512, writable=True)
-    tiles = b.shared("tiles", dtype, a + 16 * lda + 16 * ldb)
-    group, lane = b.mul(b.group(), b.idx(256)), b.lane()
+    b = lir.Builder("mma", lanes=form.lanes * waves, groups=2)
+    count = 512 * waves
+    x, y = b.param("x", dtype, count), b.param("y", dtype, count)
+    c, out = b.param("c", dt.float32, count), b.param("out", dt.float32, count, writable=True)
+    size = 16 * (lda + ldb)
+    tiles = b.shared("tiles", dtype, a + size * waves)
+    lane, wave = (b.rem(b.lane(), b.idx(form.lanes)), b.div(b.lane(), b.idx(form.lanes))) if waves > 1 else (b.lane(), b.idx(0))
+    group = b.mul(b.add(b.mul(b.group(), b.idx(waves)), wave), b.idx(256))
+    mine = b.mul(wave, b.idx(size))
     for turn in range(256 // form.lanes - (broken == "unwritten")):
         at = b.add(lane, b.idx(turn * form.lanes))
         row, k = b.div(at, b.idx(16)), b.rem(at, b.idx(16))
-        for source, stride, first in ((x, lda, a), (y, ldb, a + 16 * lda)):
-            b.store(tiles, b.add(b.add(b.mul(row, b.idx(stride)), k), b.idx(first)), b.load(source, b.add(group, at)))
+        for name, source, stride, first in (("a", x, lda, a), ("b", y, ldb, a + 16 * lda)):
+            far, near = (k, row) if name in turned else (row, k)
+            place = b.add(b.add(b.mul(far, b.idx(stride)), near), b.add(mine, b.idx(first)))
+            b.store(tiles, place, b.load(source, b.add(group, at)))
     if broken != "race":
         b.barrier()
     elements = [[16 * i + j for i, j in (form.place(v, lane) for lane in range(form.lanes))] for v in range(form.registers)]
-    assert sorted(sum(elements, [])) == list(range(256))
+    assert sorted(e for each in elements for e in each) == list(range(256))
     places = [b.add(group, b.table(dt.int64, each, lane)) for each in elements]
     start = b.mul(lane, b.idx(8)) if broken == "lanes" else b.idx(4 if broken == "odd" else 4096 if broken == "outside" else a)
-    sums = b.mma(tiles, start, lda, b.idx(a + 16 * lda), ldb, [b.load(c, p) for p in places], layout)
+    sums = b.mma(tiles, b.add(mine, start), lda, b.add(mine, b.idx(a + 16 * lda)), ldb, [b.load(c, p) for p in places], layout,
+                 turned)
     for place, value in zip(places, sums, strict=True):
         b.store(out, place, value)
     return b.finish()
 
 
-@pytest.mark.parametrize(("layout", "dtype"), [(name, d) for name, x in lir.LAYOUTS.items() for d in HALVES if d.name in x.types])
-def test_mma_in_the_interpreter(layout: str, dtype: DType) -> None:
-    x, y, c = random(dtype, 2, 16, 16), random(dtype, 3, 16, 16)[:2], random(dt.float32, 2, 16, 16).astype(np.float32)
+@pytest.mark.parametrize(("layout", "dtype", "turned", "waves"), [
+    *[(name, d, "", 1) for name, x in lir.LAYOUTS.items() for d in HALVES if d.name in x.types],
+    ("hmma", dt.bfloat16, "a", 2), ("hmma8", dt.float16, "b", 1), ("hmma", dt.float16, "ab", 4)])
+def test_mma_in_the_interpreter(layout: str, dtype: DType, turned: str, waves: int) -> None:
+    tiles = 2 * waves
+    x, y = random(dtype, tiles, 16, 16), random(dtype, tiles + 1, 16, 16)[:tiles]
+    c = random(dt.float32, tiles, 16, 16).astype(np.float32)
     raw = [convert.cast(v.ravel(), dt.float64, dtype) for v in (x, y)]
-    out = np.zeros(512, np.float32)
+    out = np.zeros(256 * tiles, np.float32)
     stored = [r.view(convert.storage_numpy(dtype)) for r in raw]
-    interpreter.run(mma_program(layout, dtype), {"x": stored[0], "y": stored[1], "c": c.ravel(), "out": out})
+    program = mma_program(layout, dtype, turned=turned, waves=waves)
+    interpreter.run(program, {"x": stored[0], "y": stored[1], "c": c.ravel(), "out": out})
     expected = c
     for k in range(16):
         left, right = np.broadcast_arrays(x[:, :, None, k].astype(np.float32), y[:, None, :, k].astype(np.float32))
         expected = arithmetic.evaluate("fma", left, right, expected)
-    np.testing.assert_array_equal(out.reshape(2, 16, 16), expected)
+    np.testing.assert_array_equal(out.reshape(tiles, 16, 16), expected)
 
 
 @pytest.mark.parametrize(("broken", "why"), [("unwritten", "nothing has written"), ("race", "race"), ("odd", "multiple of 8"),
-                                             ("lanes", "same in all lanes"), ("outside", "outside tiles")])
+                                             ("lanes", "same in all lanes of a wave"), ("outside", "outside tiles")])
 def test_the_interpreter_refuses(broken: str, why: str) -> None:
     zeros = {"x": np.zeros(512, np.float16), "y": np.zeros(512, np.float16), "c": np.zeros(512, np.float32)}
     with pytest.raises(CompileError, match=why):
@@ -88,15 +102,18 @@ def test_the_interpreter_refuses(broken: str, why: str) -> None:
 
 
 def test_the_verifier_refuses() -> None:
-    def program(lanes: int = 32, dtype: DType = dt.float16, layout: str = "wmma", stride: int = 16, sums: int = 8) -> None:
+    def program(lanes: int = 32, dtype: DType = dt.float16, layout: str = "wmma", stride: int = 16, sums: int = 8,
+                turned: str = "") -> None:
         b = lir.Builder("mma", lanes=lanes, groups=1)
         zero = b.const(dt.float32, 0)
-        b.mma(b.shared("tiles", dtype, 512), b.idx(0), stride, b.idx(256), 16, [zero] * sums, layout)
+        b.mma(b.shared("tiles", dtype, 512), b.idx(0), stride, b.idx(256), 16, [zero] * sums, layout, turned)
         b.finish()
     program()
     program(64, layout="mfma", sums=4, dtype=dt.bfloat16)
-    for options, why in (({"lanes": 64}, "layouts"), ({"layout": "dot"}, "layouts"),
-                         ({"dtype": dt.float32}, "bfloat16 in a shared"), ({"dtype": dt.bfloat16, "layout": "hmma8"}, "float16 in a shared"),
+    program(128, layout="hmma", turned="ab")
+    for options, why in (({"lanes": 16}, "layouts"), ({"layout": "dot"}, "layouts"), ({"turned": "b"}, "turned"),
+                         ({"turned": "c", "layout": "hmma"}, "turned"), ({"dtype": dt.float32}, "bfloat16 in a shared"),
+                         ({"dtype": dt.bfloat16, "layout": "hmma8"}, "float16 in a shared"),
                          ({"stride": 20}, "multiple of 8"), ({"stride": 8}, "at least 16"), ({"sums": 4}, "8 registers")):
         with pytest.raises(CompileError, match=why):
             program(**options)
@@ -105,6 +122,7 @@ def test_the_verifier_refuses() -> None:
 def test_mma_as_text() -> None:
     text = str(mma_program("mfma", dt.bfloat16))
     assert "= mma.mfma tiles[" in text and "0..15*24] x tiles[" in text
+    assert "0..15*40].turned + " in str(mma_program("hmma", dt.bfloat16, turned="b"))
 
 
 # ----- graphs and kernels

@@ -16,6 +16,7 @@ from devrt.compiler.sass.instruction import ZERO as ZEROS
 from devrt.compiler.sass.instruction import Address, File, Operand, Reg
 from devrt.compiler.sass.select_emit import ZERO
 from devrt.compiler.sass.select_float import bits32
+from devrt.compiler.sass.target import LANES
 
 if TYPE_CHECKING:
     from devrt.compiler.sass.select import Selector
@@ -39,17 +40,11 @@ def table_bytes(t: lir.Table) -> bytes:
 
 def multiply(s: Selector, i: lir.Inst) -> None:
     """HMMA: two products of 16x8 beside each other, each 16 deep (Turing: two of 8 deep). LDSM.4 brings four blocks of 8x8
-    halves, whose rows lie where lanes 0 to 7, 8 to 15, .. say: of A from top left to bottom right by columns, of B (whose rows
-    are columns of the product) by rows."""
+    halves: of A from top left to bottom right by columns, of B (whose rows are columns of the product) by rows."""
     assert isinstance(i.mem, lir.Shared)
-    lane = index.low(s, s.lane)
-    eight, sixteen = s.imm(8), s.imm(16)
-    row = integer.logic(s, "and", lane, s.imm(15))
-    right = integer.logic(s, "and", lane, sixteen)  # of 16 bytes
-    a = _fragment(s, i.mem, i.args[0], i.attrs["lda"], row, right)
-    row = integer.add(s, integer.logic(s, "and", lane, s.imm(7)), integer.shift_right(s, right, s.imm(1), signed=False))
-    right = integer.shift_left(s, integer.logic(s, "and", lane, eight), s.imm(1))
-    b = _fragment(s, i.mem, i.args[1], i.attrs["ldb"], row, right)
+    turned = i.attrs["turned"]
+    a = _fragment(s, i.mem, i.args[0], i.attrs["lda"], down=True, turned="a" in turned)
+    b = _fragment(s, i.mem, i.args[1], i.attrs["ldb"], down=False, turned="b" in turned)
     deep = i.attrs["layout"] == "hmma"
     kind = ("16816" if deep else "1688", "F32", *(("BF16",) if i.mem.dtype is dt.bfloat16 else ()))
     for half in range(2):
@@ -63,8 +58,18 @@ def multiply(s: Selector, i: lir.Inst) -> None:
             s.values[i.out[4 * half + k]] = s.part(total, k)
 
 
-def _fragment(s: Selector, mem: lir.Shared, start: lir.Reg, stride: int, row: Operand, right: Operand) -> Operand:
-    """Four registers of a tile whose first element is `start`; this lane names the row `row`, `right` bytes on."""
+def _fragment(s: Selector, mem: lir.Shared, start: lir.Reg, stride: int, *, down: bool, turned: bool) -> Operand:
+    """Four registers of a tile whose first element is `start`: its 8x8 blocks, `down` or across first. Lanes 0 to 7, 8 to 15, ..
+    name the rows of one block each as they lie in memory; of a turned tile these are columns, and LDSM.T turns the blocks."""
+    lane = index.low(s, s.lane)
+    if s.p.lanes > LANES:
+        lane = integer.logic(s, "and", lane, s.imm(LANES - 1))
+    right = integer.logic(s, "and", lane, s.imm(16))  # of 16 bytes
+    if down != turned:
+        row = integer.logic(s, "and", lane, s.imm(15))
+    else:
+        row = integer.add(s, integer.logic(s, "and", lane, s.imm(7)), integer.shift_right(s, right, s.imm(1), signed=False))
+        right = integer.shift_left(s, integer.logic(s, "and", lane, s.imm(8)), s.imm(1))
     at = s.number(start)
     mine = integer.mul(s, row, s.imm(2 * stride), right)
     if at.terms:
@@ -74,7 +79,7 @@ def _fragment(s: Selector, mem: lir.Shared, start: lir.Reg, stride: int, row: Op
     if found is None:
         found = s.fragments[key] = s.new(4)
         assert isinstance(mine.value, Reg)
-        s.put("LDSM", ("16", "M88", "4"), (found,), (Operand(Address(mine.value, key[1])),))
+        s.put("LDSM", ("16", "MT88" if turned else "M88", "4"), (found,), (Operand(Address(mine.value, key[1])),))
     return found
 
 

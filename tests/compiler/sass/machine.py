@@ -398,30 +398,34 @@ class Machine:
         at, rows = self.places(a.value), np.arange(len(self.groups))[:, None]
         self.inside(i, at, self.shared.shape[1], 16)
         assert not (at % 16).any(), "misaligned"
-        for n in range(4):  # lane l gets two halves of row l // 4 of the block whose rows lanes 8n.. name
-            lane = np.arange(32)
-            where = at[:, 8 * n + lane // 4] + 4 * (lane % 4)
-            data = np.stack([self.shared[rows, where + k] for k in range(4)], -1)
+        thread = np.arange(self.lanes)
+        first, lane = thread // 32 * 32, thread % 32
+        for n in range(4):  # lane l gets two halves of row l // 4 of the block whose rows lanes 8n.. name, or of column l // 4
+            if "MT88" in m:
+                where = [at[:, first + 8 * n + 2 * (lane % 4) + half] + 2 * (lane // 4) for half in range(2)]
+            else:
+                where = [at[:, first + 8 * n + lane // 4] + 4 * (lane % 4) + 2 * half for half in range(2)]
+            data = np.stack([self.shared[rows, x + k] for x in where for k in range(2)], -1)
             self.put(i, i.dsts[0], np.ascontiguousarray(data).view(U32)[..., 0], n)
 
     def op_hmma(self, i, m, a, b, c):
         """Sums over k in order by fma, as the interpreter has them."""
-        depth, lane = 16 if "16816" in m else 8, np.arange(32)
+        depth, (wave, lane) = 16 if "16816" in m else 8, np.divmod(np.arange(self.lanes), 32)
         tiles = []
         for o, rows, count in ((a, 16, depth // 4), (b, 8, depth // 8)):
-            tile = np.zeros((len(self.groups), rows, depth), np.uint16)
+            tile = np.zeros((len(self.groups), self.lanes // 32, rows, depth), np.uint16)
             for n in range(count):
                 row = lane // 4 + (8 * (n % 2) if rows == 16 else 0)
                 column = 2 * (lane % 4) + 8 * (n // 2 if rows == 16 else n)
                 for half in range(2):
-                    tile[:, row, column + half] = (self.word(o, n) >> U32(16 * half)).astype(np.uint16)
+                    tile[:, wave, row, column + half] = (self.word(o, n) >> U32(16 * half)).astype(np.uint16)
             d = dt.bfloat16 if "BF16" in m else dt.float16
             tiles.append(convert.cast(tile if d is dt.bfloat16 else tile.view(np.float16), d, dt.float32))
         for n in range(4):
             total = self.word(c, n).copy().view(np.float32)
             row, column = lane // 4 + 8 * (n // 2), 2 * (lane % 4) + n % 2
             for k in range(depth):
-                total = arithmetic.evaluate("fma", tiles[0][:, row, k], tiles[1][:, column, k], total)
+                total = arithmetic.evaluate("fma", tiles[0][:, wave, row, k], tiles[1][:, wave, column, k], total)
             self.put(i, i.dsts[0], total.view(U32), n)
 
     def stored(self, i, m, a, value):

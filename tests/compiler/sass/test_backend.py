@@ -153,12 +153,13 @@ def test_assembly_has_blocks_and_scheduled_lines() -> None:
     assert lines[0] == "entry:" and lines[-1].strip() == "EXIT ;" and any("FMNMX.NAN" in line for line in lines)
 
 
-@pytest.mark.parametrize(("sm", "dtype"), [(75, dt.float16), (80, dt.float16), (90, dt.bfloat16)])
-def test_products_of_tiles(sm: int, dtype: dt.DType) -> None:
+@pytest.mark.parametrize(("sm", "dtype", "turned", "waves"), [
+    (75, dt.float16, "", 1), (80, dt.float16, "a", 1), (90, dt.bfloat16, "b", 4), (75, dt.float16, "ab", 2)])
+def test_products_of_tiles(sm: int, dtype: dt.DType, turned: str, waves: int) -> None:
     """Fragments lie where the layout says: in the order of the interpreter's sums the bits are the same."""
-    program = mma_program(target.SassTarget(sm).matrix_units, dtype)
-    arrays = {name: convert.encode(random(dtype, 512), dtype) for name in ("x", "y")}
-    arrays |= {"c": random(dt.float32, 512).astype(np.float32), "out": np.zeros(512, np.float32)}
+    program = mma_program(target.SassTarget(sm).matrix_units, dtype, turned=turned, waves=waves)
+    arrays = {name: convert.encode(random(dtype, 512 * waves), dtype) for name in ("x", "y")}
+    arrays |= {"c": random(dt.float32, 512 * waves).astype(np.float32), "out": np.zeros(512 * waves, np.float32)}
     want = {name: a.copy() for name, a in arrays.items()}
     interpreter.run(program, want)
     Machine(select(program, target.SassTarget(sm)), program, arrays)
