@@ -7,6 +7,8 @@ loop is waited for where the next round uses it, and nowhere else.
 
 from __future__ import annotations
 
+import functools
+import operator
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
@@ -288,19 +290,26 @@ def _wait(boards: list[tuple[int, int]], results: dict[str, list[tuple[int, int]
     def needed() -> list[int]:
         return [n for n, (writes, reads) in enumerate(boards) if writes & touched or reads & written]
 
+    def free(n: int) -> None:
+        boards[n] = (0, 0)
+        for rows in results.values():
+            rows[:] = [row for row in rows if row[0] != n]
+
     wait, missing = 0, needed()
     for rows in results.values() if missing else ():
         last = max((k for k, (board, _) in enumerate(rows) if board in missing), default=-1)
         if last >= 0:
-            wait |= 1 << rows[last][0]
-            boards[rows[last][0]] = (0, 0)
-            for board, words in rows[:last]:
-                boards[board] = (boards[board][0] & ~words, boards[board][1])
+            waited, there = rows[last][0], rows[:last]
+            wait |= 1 << waited
             del rows[:last + 1]
+            for board, words in there:  # unless a later one under the same scoreboard writes them again
+                still = functools.reduce(operator.or_, (w for b, w in rows if b == board), 0)
+                boards[board] = (boards[board][0] & ~words | still, boards[board][1])
+            free(waited)
             missing = needed()
     for n in missing:
         wait |= 1 << n
-        boards[n] = (0, 0)
+        free(n)
     return wait
 
 
