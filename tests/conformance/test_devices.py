@@ -9,7 +9,8 @@ import pytest
 
 from .cases import CASES, results
 
-DEVICES = os.environ.get("DEVRT_CONFORMANCE", "virtual:amd/gfx1100 virtual:amd/gfx942").split()
+_DEFAULT = "virtual:amd/gfx1100 virtual:amd/gfx942 virtual:nvidia/sm_90 virtual:nvidia/sm_86"
+DEVICES = os.environ.get("DEVRT_CONFORMANCE", _DEFAULT).split()
 
 
 @pytest.mark.parametrize("uri", DEVICES)
