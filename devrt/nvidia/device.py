@@ -223,6 +223,9 @@ def _properties(model: str, sm: int, units: int, memory_bytes: int) -> Propertie
 
 
 def _model(system: System, pci: str) -> str:
-    """A card's name as the driver's file has it."""
-    text = system.read_text(f"/proc/driver/nvidia/gpus/{pci}/information")
+    """A card's name as the driver's file has it; "" in a sandbox that shows no files of the driver."""
+    try:
+        text = system.read_text(f"/proc/driver/nvidia/gpus/{pci}/information")
+    except FileNotFoundError:
+        return ""
     return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:")), "")

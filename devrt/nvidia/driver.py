@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from devrt.device import DeviceNotFound, DevrtError, InvalidArgument, PermissionDenied
 from devrt.gpu.memory import PAGE, reserve
-from devrt.ioctl.errors import devrt_error, reported_as
-from devrt.ioctl.nv_status import Status
+from devrt.ioctl.errors import devrt_error, errno_name, reported_as
 from devrt.ioctl.nv_versions import VERSION_FILE, Tables, running_version, tables_for
-from devrt.ioctl.nvrm import card_info
+from devrt.ioctl.nvrm import NVRM, card_info
 from devrt.ioctl.system import (
     MADV_DONTFORK,
     MAP_FIXED_NOREPLACE,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 CONTROL_NODE, UVM_NODE = "/dev/nvidiactl", "/dev/nvidia-uvm"
 NEAR, NEAR_END = 1 << 36, 1 << 40  # addresses that 40-bit fields reach: pushbuffers, launch descriptors, semaphores
+_QUERY = ord("2")  # nv-ioctl.h, NV_RM_API_VERSION_CMD_QUERY
 WINDOW = 1 << 32  # bytes of addresses that shared, and local, memory is seen through
 
 _drivers: dict[int, Driver] = {}  # by the identity of their System
@@ -76,15 +76,34 @@ def cards(system: System, tables: Tables, fd: int) -> list[Card]:
 
 
 def version(system: System) -> str:
-    """The running driver's. Raises DeviceNotFound where none is loaded, DriverMismatch where it names none."""
+    """The running driver's: as its file has it, or, in a sandbox that shows no files of the driver (gVisor), as the control node
+    answers. Raises DeviceNotFound where none is loaded, DriverMismatch where it names none."""
     try:
         return running_version(system.read_text(VERSION_FILE))
     except OSError as error:
-        if error.errno == errno.ENOENT:
-            raise DeviceNotFound("this machine has no NVIDIA kernel driver", evidence=f"{VERSION_FILE} does not exist",
-                                 remedy="load the nvidia and nvidia-uvm modules (sudo modprobe nvidia-uvm); in a container, pass "
-                                        "/dev/nvidia* to it") from error
-        raise devrt_error(error, "can't read the version of the NVIDIA driver") from error
+        if error.errno != errno.ENOENT:
+            raise devrt_error(error, "can't read the version of the NVIDIA driver") from error
+        missing = error
+    try:
+        fd = system.open(CONTROL_NODE, os.O_RDWR)
+        try:
+            made = NVRM.call(system, fd, "NV_ESC_CHECK_VERSION_STR", cmd=_QUERY)
+        finally:
+            system.close(fd)
+    except OSError as error:
+        raise DeviceNotFound("this machine has no NVIDIA kernel driver",
+                             evidence=f"{VERSION_FILE} does not exist, and {CONTROL_NODE} says {errno_name(error.errno or 0)}",
+                             remedy="load the nvidia and nvidia-uvm modules (sudo modprobe nvidia-uvm); in a container, pass "
+                                    "/dev/nvidia* to it") from missing
+    answer = bytes(NVRM.ffi.buffer(made.versionString)).partition(b"\0")[0].decode("ascii", "replace")
+    return running_version(f"NVRM version: {answer}")
+
+
+def _flavour(system: System) -> str:
+    try:
+        return "open" if "Open Kernel Module" in system.read_text(VERSION_FILE) else "closed"
+    except OSError:
+        return "unknown"
 
 
 def open_node(system: System, path: str) -> int:
@@ -102,12 +121,12 @@ def register(system: System, tables: Tables, node: str, fd: int, control_fd: int
 
 
 class Driver:
-    """One process's context of nvidia.ko and nvidia-uvm.ko. `flavour`: "open" or "closed"."""
+    """One process's context of nvidia.ko and nvidia-uvm.ko. `flavour`: "open", "closed"; "unknown" in a sandbox."""
 
     def __init__(self, system: System) -> None:
         self.system = system
         self.version = version(system)
-        self.flavour = "open" if "Open Kernel Module" in system.read_text(VERSION_FILE) else "closed"
+        self.flavour = _flavour(system)
         self.tables = tables_for(self.version)
         self.lock = threading.RLock()
         self.abandoned = False  # whether its descriptors are not ours any more: nothing is given back then
@@ -126,9 +145,10 @@ class Driver:
                                             "cards in their slots")
             self.rm = ResourceManager(system, self.tables, fd, uvm)
             self.rm.uvm("can't initialise nvidia-uvm", "UVM_INITIALIZE")
-            # The second descriptor watches the process's memory map. What it answers differs by kernel, and it is not needed.
-            self.rm.uvm("can't tie nvidia-uvm to this process", "UVM_MM_INITIALIZE", fd=self._open(UVM_NODE), uvmFd=uvm,
-                        allow=(Status.NV_WARN_NOTHING_TO_DO, Status.NV_ERR_NOT_SUPPORTED))
+            # The second descriptor watches the process's memory map. What it answers differs by kernel and by flags that a
+            # sandbox adds to UVM_INITIALIZE, and it is not needed.
+            watch = self._open(UVM_NODE)
+            undo(lambda: self.rm.uvm("", "UVM_MM_INITIALIZE", fd=watch, uvmFd=uvm))
             # Code reads only the high half of the shared window on some generations, so both are aligned to their size.
             self._windows = reserve(system, 2 * WINDOW, WINDOW)
         except BaseException:
@@ -227,7 +247,7 @@ class Driver:
 
 
 def undo(*actions: Callable[[], object]) -> None:
-    """Take back what was done, all of it; what the driver says to that does not matter any more."""
+    """Take back what was done, all of it, or do what is not needed: what the driver says to that does not matter."""
     for action in actions:
         try:
             action()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 from collections.abc import Callable, Mapping
@@ -101,6 +102,25 @@ def test_both_flavours_of_the_module_are_driven(machine: Machine, monkeypatch: p
         device.close()
         del device
         gc.collect()
+
+
+def test_a_sandbox_without_the_drivers_files(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = machine("sm_90?driver=590.44.01")
+    read = system.read_text
+
+    def shown(path: str, limit: int = 1 << 20) -> str:
+        if path.startswith("/proc/driver/nvidia"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return read(path, limit)
+
+    monkeypatch.setattr(system, "read_text", shown)
+    assert drivers.version(system) == "590.44.01"
+    assert [found.isa for found in NvidiaDevice.describe_all(system)] == ["sm_90"]
+    device = NvidiaDevice("test:0", system)
+    assert device.driver.flavour == "unknown"
+    device.close()
+    del device
+    gc.collect()
 
 
 @pytest.mark.parametrize("driver", ["570.133.20", "580.105.08", "590.44.01", "595.45.04"])
