@@ -2,7 +2,8 @@
 
     python bench/nvidia.py                     every row on nvidia:0
     python bench/nvidia.py --only gemm         rows whose name contains it (may be given several times)
-    python bench/nvidia.py --quick             smaller sizes, fewer rounds
+    python bench/nvidia.py --quick             fewer rounds, smaller arrays
+    python bench/nvidia.py --mib 4 --side 256  sizes of arrays and of square matrices
     python bench/nvidia.py --write             bench/results/<the GPU's name>.md and .json
 
 In each round every peer has one turn, so that noise hits all alike; results are compared before anything is timed. Every call
@@ -63,8 +64,8 @@ class Case:
     error: float = 0.0  # relative L2 between results that is right: 0 is equal bits
 
 
-def cases(quick: bool) -> list[Case]:
-    size, side = (1 << 26, 2048) if quick else (1 << 30, 8192)
+def cases(size: int, side: int) -> list[Case]:
+    """`size`: bytes of large arrays; `side`: of square matrices."""
     copies = [Case(f"copy {kind} {_size(nbytes)}", "CUDA", 0.95, lambda d, k=kind, n=nbytes: copy(d, k, n),
                    nbytes=nbytes * (2.0 if kind == "DtoD" else 1.0))
               for kind in ("DtoD", "HtoD", "DtoH") for nbytes in (1 << 20, size)]
@@ -259,6 +260,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--mib", type=int, help="size of large arrays")
+    parser.add_argument("--side", type=int, help="of square matrices")
     parser.add_argument("--json", type=destination, metavar="FILE")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
@@ -269,7 +272,8 @@ def main() -> int:
     name = device.properties.name
     env = environment(("numpy", "torch", "triton", "llvmlite")) | {"gpu": name, "isa": device.properties.isa,
                                                                   "driver": getattr(device, "driver_version", "")}
-    wanted = [c for c in cases(args.quick) if not args.only or any(o in c.name for o in args.only)]
+    size, side = (args.mib or (64 if args.quick else 1024)) << 20, args.side or (2048 if args.quick else 8192)
+    wanted = [c for c in cases(size, side) if not args.only or any(o in c.name for o in args.only)]
     progress = Progress(len(wanted))
     rows = []
     for case in wanted:
@@ -279,10 +283,12 @@ def main() -> int:
     progress.clear()
     env["load after"] = load()
     print(table(rows, "simple"))
-    stem = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia ").strip()).strip("-")
+    stem = re.sub(r"[^a-z0-9]+", "-", name.partition(" (")[0].lower().removeprefix("nvidia ").strip()).strip("-")
     if args.json:
         args.json.write_text(record(env, rows))
-    if args.write:
+    if devrt.device.parse_uri(args.device).virtual:
+        print("SIMULATED: the times are of this host playing the GPU; nothing is written to bench/results")
+    elif args.write:
         write(stem, markdown(name, env, rows, f"{stem}.json"), record(env, rows))
     return 1 if any(row["failed"] or row.get("differs") for row in rows) else 0
 

@@ -4,7 +4,9 @@
 #   tests/hw/nvidia/run.sh [OUT] [STEP ..]     steps: doctor tests record bench peers (all of them unless named)
 #
 # OUT (default ./hw-nvidia) receives every output. Python packages that are missing are taken from tests/hw/nvidia/wheels, which
-# tests/hw/nvidia/fetch_wheels fills beforehand. $PYTHON names the interpreter, $DEVRT_HW other devices than the machine's own.
+# tests/hw/nvidia/fetch_wheels fills beforehand. $PYTHON names the interpreter, $DEVRT_HW other devices than the machine's own,
+# $PEERS options of bench/nvidia.py. To rehearse:
+#   DEVRT_HW=virtual:nvidia/sm_90 PEERS="--mib 4 --side 256 --rounds 2" tests/hw/nvidia/run.sh
 set -u
 cd "$(dirname "$0")/../../.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
@@ -28,7 +30,7 @@ for step in $steps; do
     tests) "$PYTHON" -m pytest -q -x --maxfail=20 -p no:cacheprovider tests/hw/nvidia 2>&1 | tee "$out/tests.txt" ;;
     record) "$PYTHON" -m tests.hw.nvidia.record "$device" "$out/run.jsonl" 2>&1 | tee "$out/record.txt" ;;
     bench) "$PYTHON" -m devrt.cli.main bench --quick --device "$device" 2>&1 | tee "$out/bench.txt" ;;
-    peers) "$PYTHON" bench/nvidia.py --device "$device" --write --json "$out/peers.json" 2>&1 | tee "$out/peers.txt"
+    peers) "$PYTHON" bench/nvidia.py --device "$device" ${PEERS:-} --write --json "$out/peers.json" 2>&1 | tee "$out/peers.txt"
            cp bench/results/*.md "$out" ;;
     *) echo "no such step: $step"; exit 2 ;;
   esac
