@@ -271,7 +271,7 @@ def main() -> int:
     device = devrt.open(args.device)
     name = device.properties.name
     env = environment(("numpy", "torch", "triton", "llvmlite")) | {"gpu": name, "isa": device.properties.isa,
-                                                                  "driver": getattr(device, "driver_version", "")}
+                                                                  "driver": device.driver.version}
     size, side = (args.mib or (64 if args.quick else 1024)) << 20, args.side or (2048 if args.quick else 8192)
     wanted = [c for c in cases(size, side) if not args.only or any(o in c.name for o in args.only)]
     progress = Progress(len(wanted))
