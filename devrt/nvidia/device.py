@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
-from devrt.device import URI, DeviceLost, DevrtError, InvalidArgument, Placement, Properties
+from devrt.device import URI, DeviceLost, DevrtError, InvalidArgument, PermissionDenied, Placement, Properties, Unsupported
 from devrt.gpu.device import GpuDevice
 from devrt.gpu.memory import GpuBuffer
 from devrt.ioctl.nv_alloc import EngineType
@@ -94,8 +95,9 @@ class NvidiaDevice(GpuDevice):
         self._queues = (self.compute,)
         channel = compute.channels[0]
         self.compute_object = channel.object
-        self.debugger = rm.alloc(f"can't watch the compute object of {self.uri}", objects.device, Class.GT200_DEBUGGER,
-                                 hAppClient=rm.client, hClass3dObject=channel.object)
+        with contextlib.suppress(PermissionDenied, Unsupported):  # of a hypervisor or a sandbox: faults are told with less
+            self.debugger = rm.alloc(f"can't watch the compute object of {self.uri}", objects.device, Class.GT200_DEBUGGER,
+                                     hAppClient=rm.client, hClass3dObject=channel.object)
         self.transfer = NvidiaQueue(self, "transfer", False)
         self._queues = (self.compute, self.transfer)
         for queue in self._queues:

@@ -25,6 +25,7 @@ from devrt.ioctl.system import (
     PROT_NONE,
     System,
 )
+from devrt.ioctl.uvm import InitFlag
 from devrt.nvidia.rm import ResourceManager
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ class Driver:
                                      remedy="read the kernel log (`sudo dmesg`) for lines with NVRM; `lspci -d 10de:` lists the "
                                             "cards in their slots")
             self.rm = ResourceManager(system, self.tables, fd, uvm)
-            self.rm.uvm("can't initialise nvidia-uvm", "UVM_INITIALIZE")
+            # Without HMM: a kernel that goes astray is to fault, not to read and migrate whatever the process has there.
+            self.rm.uvm("can't initialise nvidia-uvm", "UVM_INITIALIZE", flags=InitFlag.DISABLE_HMM)
             # The second descriptor watches the process's memory map. What it answers differs by kernel and by flags that a
             # sandbox adds to UVM_INITIALIZE, and it is not needed.
             watch = self._open(UVM_NODE)

@@ -35,6 +35,7 @@ PREFETCH_BYTES = 4096  # the instruction fetch runs ahead of the last instructio
 _SHARED_UNIT, _LOCAL_UNIT, _BANK_UNIT = 128, 16, 16
 _MAX_PREFETCH = 0x1FF << 8
 _MAX_REGISTERS = 255
+_MAX_BLOCKS = 32  # of an SM at once
 _GROUP = 0x3F  # QMD_GROUP_ID of work that is in no group
 _WORDS = struct.Struct("<II")
 
@@ -114,14 +115,18 @@ class NvidiaProgram(GpuProgram):
     def _make_descriptor(self, banks: dict[int, tuple[int, int]], low: int, high: int, code_bytes: int) -> bytes:
         sm, kernel = self.sm, self.kernel
         shared = -(-kernel.shared_bytes // _SHARED_UNIT) * _SHARED_UNIT
-        config, most = carve_out(sm, shared), GENERATIONS[sm].carve_outs[-1] // 4 + 1
+        most = GENERATIONS[sm].carve_outs[-1]
+        # An SM is divided anew for `target`, so that has to hold all blocks that registers and warps have room for. A division
+        # without any shared memory is left to those who know that it works everywhere: Mesa never asks for it.
+        least = carve_out(sm, max(shared, 1))
+        wanted = carve_out(sm, min(max(shared, 1) * self._blocks_at_once(), most << 10))
         table = qmd.table(sm)
         fields = {
             "qmd_group_id": _GROUP, "api_visible_call_limit": qmd.CallLimit.NO_CHECK, "sampler_index": 1,
             "cwd_membar_type": qmd.Membar.L1_SYSMEMBAR, "sass_version": GENERATIONS[sm].sass_version,
             "program_address": self.address, "register_count": kernel.registers, "barrier_count": kernel.barriers,
-            "grid_height": 1, "grid_depth": 1, "shared_memory_size": shared, "min_sm_config_shared_mem_size": config,
-            "target_sm_config_shared_mem_size": config, "max_sm_config_shared_mem_size": most,
+            "grid_height": 1, "grid_depth": 1, "shared_memory_size": shared, "min_sm_config_shared_mem_size": least,
+            "target_sm_config_shared_mem_size": wanted, "max_sm_config_shared_mem_size": most // 4 + 1,
             "shader_local_memory_low_size": low, "shader_local_memory_high_size": high,
             "program_prefetch_addr_lower": self.address >> 8 & 0xFFFFFFFF, "program_prefetch_addr_upper": self.address >> 40,
             "program_prefetch_size": min(code_bytes, _MAX_PREFETCH) // 256 * 256,
@@ -142,6 +147,12 @@ class NvidiaProgram(GpuProgram):
         self._bank_at = place.lsb // 8, place.shift, (1 << place.msb - place.lsb + 1 - 32) - 1
         self._grid_at = table.place("grid_width").lsb // 8
         return qmd.pack(sm, **fields)
+
+    def _blocks_at_once(self) -> int:
+        """That an SM's registers and warps have room for."""
+        warps = -(-math.prod(self.block) // 32)
+        taken = -(-self.kernel.registers * 32 // REGISTER_UNIT) * REGISTER_UNIT * warps
+        return max(1, min(REGISTER_FILE // taken, GENERATIONS[self.sm].warps // warps, _MAX_BLOCKS))
 
 
 _GRID = struct.Struct("<I")

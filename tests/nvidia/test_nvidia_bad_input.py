@@ -174,7 +174,7 @@ CALLS = [*(("NV_ESC_RM_ALLOC", at) for at in range(1, 18)), *(("NV_ESC_RM_MAP_ME
 KINDS = {"NV_ERR_NO_MEMORY": OutOfMemory, "NV_ERR_INSUFFICIENT_PERMISSIONS": PermissionDenied, "NV_ERR_GPU_IS_LOST": DeviceLost,
          "NV_ERR_TIMEOUT": DeviceHang, "NV_ERR_INVALID_PARAM_STRUCT": DriverMismatch, "NV_ERR_NOT_SUPPORTED": Unsupported,
          "NV_ERR_STATE_IN_USE": DevrtError}
-NOT_NEEDED = ("NV2080_CTRL_CMD_PERF_BOOST",)  # opening goes on without it
+NOT_NEEDED = ("NV2080_CTRL_CMD_PERF_BOOST", "UVM_MM_INITIALIZE")  # opening goes on without it
 
 
 def opens(system: VirtualSystem) -> None:

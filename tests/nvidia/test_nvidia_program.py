@@ -265,6 +265,13 @@ def test_carve_outs() -> None:
         assert about.shared_bytes <= about.carve_outs[-1] << 10
 
 
+@pytest.mark.parametrize(("floats", "least", "wanted"), [(0, 8, 8), (1024, 8, 164), (14 << 10, 64, 228)])
+def test_an_sm_is_divided_for_all_blocks_that_fit(device: NvidiaDevice, floats: int, least: int, wanted: int) -> None:
+    fields = qmd.unpack(90, bytes(device.load(image(90, shared=floats), "add")._descriptor))
+    asked = [fields[f"{which}_sm_config_shared_mem_size"] for which in ("min", "target", "max")]
+    assert [4 * (code - 1) for code in asked] == [least, wanted, 228]
+
+
 def test_kernels_have_the_types_they_need() -> None:
     kernel: Kernel = reader.read(image(90)).kernel("add")
     assert kernel.params_offset == GENERATIONS[90].bank0.params
