@@ -22,7 +22,6 @@ from devrt.compiler.lowering.loops import Point, rows_of_group, spread, sweep
 from devrt.compiler.lowering.map import length, streams, write
 from devrt.compiler.lowering.reduction import CHUNK, LANES, Columns, along_lanes
 
-WORK = 16384  # elements a group should at least read
 PRODUCT = Stream(least=64 << 10)  # the caches of a model that uses each matrix once hold others by now
 SIDE_BY_SIDE = 8 << 10  # bytes that rows taken at once may have: what is fetched ahead lies beyond them
 
@@ -86,7 +85,7 @@ class _Rows:
         work = sum(math.prod(a.size for a in _inner(s)) for s in k.stages)
         kept = kept_values(k.stages, t.scratch_bytes // 2)
         self.at_once = 1 if kept else self._rows_at_once()
-        self.per_group = max(1, min(WORK // max(work, 1), self.rows) // self.at_once) * self.at_once
+        self.per_group = max(1, min(t.chunk // max(work, 1), self.rows) // self.at_once) * self.at_once
         self.b = Builder(name, lanes=t.lanes, groups=max(1, -(-self.rows // self.per_group)))
         self.params: list[Param] = expression.params_of(self.b, k)
         self.stash: dict[int, tuple[int, Shared]] = {}
