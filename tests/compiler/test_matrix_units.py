@@ -199,22 +199,32 @@ def test_blocks_follow_the_shape() -> None:
     assert block(16, 1 << 16)[0] == 1
 
 
-def run_interpreted(k: Kernel, lanes: int, units: str, arrays: list[np.ndarray]) -> None:
-    program = pipeline.lower(k, "k", Tuning(lanes, 128, 8192, 32768, 4, 65536, units))
+def test_groups_of_several_waves() -> None:
+    """128 x 256 of C where shared memory holds it, beside the sums of an epilogue too, and fewer waves where not."""
+    def block(room: int, work: int, m: int = 4096) -> matrix_units.Block:
+        p = matrix_units.Product(1, m, 4096, 4096, dt.float16, None, None, True, False, None, work)  # type: ignore[arg-type]
+        return matrix_units.plan(p, Tuning(32, 160, 7168, 14336, 1056, 28672, "hmma", waves=8, group_bytes=room))
+    assert [(x.height, x.width, x.waves) for x in (block(99 << 10, 0), block(99 << 10, 9))] == [(128, 256, 8)] * 2
+    assert block(64 << 10, 9).waves == 4 and block(99 << 10, 0, 64).height <= 64
+
+
+def run_interpreted(k: Kernel, lanes: int, units: str, arrays: list[np.ndarray], waves: int = 1) -> None:
+    program = pipeline.lower(k, "k", Tuning(lanes, 128, 8192, 32768, 4, 65536, units, waves=waves))
+    assert program.lanes == lanes * waves
     assert any(i.op == "mma" for i in lir.walk(program.body))
     interpreter.run(program, {f"p{n}": x for n, x in enumerate(arrays)})
 
 
-@pytest.mark.parametrize("units", lir.LAYOUTS)
+@pytest.mark.parametrize(("units", "waves"), [*[(name, 1) for name in lir.LAYOUTS], ("hmma", 4), ("hmma8", 8)])
 @pytest.mark.parametrize("shape", [(33, 40, 50), (8, 70, 5), (128, 130, 64)])
-def test_lowered_products_in_the_interpreter(units: str, shape: tuple[int, int, int]) -> None:
+def test_lowered_products_in_the_interpreter(units: str, waves: int, shape: tuple[int, int, int]) -> None:
     """No index leaves its array, nothing races, and sums over k in order are the exact tier's."""
     m, n, k = shape
     a, b = (random(dt.float16, *s).astype(np.float16) for s in ((m, k), (k, n)))
     with devrt.fast():
         (kernel,) = kernels(devrt.matmul(devrt.asarray(a).realize(), devrt.asarray(b).realize(), dtype=devrt.float32))
     out = np.zeros(m * n, np.float32)
-    run_interpreted(kernel, lir.LAYOUTS[units].lanes, units, [out, a.ravel(), b.ravel()])
+    run_interpreted(kernel, lir.LAYOUTS[units].lanes, units, [out, a.ravel(), b.ravel()], waves)
     exact = devrt.matmul(devrt.asarray(a), devrt.asarray(b), dtype=devrt.float32).numpy()
     np.testing.assert_array_equal(out.reshape(m, n), exact)
 
@@ -247,6 +257,25 @@ def test_products(device: str, shape: tuple[int, int, int], layout: str, dtype: 
         again = devrt.matmul(left, right * 1, dtype=devrt.float32).numpy()
     within(got, a, b)
     np.testing.assert_array_equal(got, again)
+
+
+@pytest.mark.parametrize(("sm", "shape", "layout", "dtype"), [
+    (86, (64, 64, 64), "kn", dt.float16), (86, (33, 40, 50), "kk", dt.bfloat16), (86, (17, 129, 31), "mk", dt.bfloat16),
+    (86, (128, 264, 96), "kn", dt.bfloat16), (86, (256, 136, 40), "mn", dt.float16), (75, (70, 9, 100), "mn", dt.float16),
+    (75, (128, 130, 64), "kn", dt.float16), (75, (40, 40, 40), "kn", dt.bfloat16)], ids=str)
+def test_products_on_nvidia(sm: int, shape: tuple[int, int, int], layout: str, dtype: DType) -> None:
+    """Groups of several waves. Turing multiplies no bfloat16: the exact tier does."""
+    m, n, k = shape
+    a, b, r = random(dtype, m, k), random(dtype, k, n), random(dt.float32, m, n).astype(np.float32)
+    name = f"virtual:nvidia/sm_{sm}"
+    left = on(name, a, dtype) if layout[0] == "k" else on(name, a.T, dtype).T
+    right = on(name, b, dtype) if layout[1] == "n" else on(name, b.T, dtype).T
+    with devrt.fast():
+        product = devrt.matmul(left, right, dtype=devrt.float32)
+        got, biased = product.numpy(), (nn.gelu(product * 0.1) + devrt.asarray(r, device=name)).numpy()
+    within(got, a, b)
+    expected = nn.gelu(devrt.asarray(got) * 0.1) + devrt.asarray(r)
+    np.testing.assert_array_equal(biased, expected.numpy())
 
 
 @pytest.mark.parametrize("other", ["cpu", "virtual:amd/gfx90a", "virtual:amd/gfx1030", "virtual:amd/gfx1201"])

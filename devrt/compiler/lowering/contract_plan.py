@@ -24,7 +24,8 @@ class Tuning:
     CPU: cores), and the bytes of shared memory that a group may use. `matrix_units`: the layout of a product in their registers
     (lir.LAYOUTS), "" without; only what a kernel of the fast tier becomes depends on it. `chunk`: elements that a group of an
     element-wise kernel handles, long enough to hide its start, short enough to balance. `gathers`: lanes read shared memory at
-    places of their own as fast as side by side (a GPU). `waves`: how many a group may have; `lanes` are those of one."""
+    places of their own as fast as side by side (a GPU). `waves`: how many a group may have; `lanes` are those of one, and
+    `scratch_bytes` its share of the `group_bytes` at most."""
 
     lanes: int
     vector_registers: int
@@ -36,6 +37,7 @@ class Tuning:
     chunk: int = 16384
     gathers: bool = False
     waves: int = 1
+    group_bytes: int = SCRATCH
 
 
 @dataclass(frozen=True)

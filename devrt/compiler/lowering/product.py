@@ -107,7 +107,7 @@ def _lower_on_matrix_units(k: Kernel, name: str, t: Tuning) -> Program:
         a_along_k=s.a_contiguous == "k", b_along_k=s.b_contiguous == "k",
         store=calls.store(out, s.name, s.batch, s.m, s.n), store_work=work(out.value, s.dtype))
     block = matrix_units.plan(p, t)
-    b = Builder(name, lanes=t.lanes, groups=block.groups(p))
+    b = Builder(name, lanes=t.lanes * block.waves, groups=block.groups(p))
     calls.params = expression.params_of(b, k)
     matrix_units.lower(b, p, block, t.matrix_units)
     return b.finish()

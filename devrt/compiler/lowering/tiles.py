@@ -25,6 +25,7 @@ _STEP = 8  # of k
 _PADDING = 4  # elements between the k in shared memory, so that lanes that walk down k use different banks
 _LEAST = 16  # rows and columns from which on a rectangle is better than rows of vectors
 _SIDES = (4, 8, 16)  # rows or columns of a lane
+_WAVES = 4  # of a group that shares what it brings
 _SUMS = 0.8  # of a lane's registers
 _UNROLLED_EPILOGUE = 4  # instructions; a longer one is not repeated for every accumulator
 _SHARED_CYCLES = 2.0  # to read an element of shared memory
@@ -62,12 +63,12 @@ def plan(c: Contraction, t: Tuning) -> Tile | None:
         return None
     words = c.dtype.bits // 32
     found = [tile for tile in _tiles(t) if tile.rows * tile.columns * words <= _SUMS * t.vector_registers
-             and _shared_bytes(c, tile) <= t.scratch_bytes * tile.lanes // t.lanes]
+             and _shared_bytes(c, tile) <= min(t.scratch_bytes * tile.lanes // t.lanes, t.group_bytes)]
     return min(found, key=lambda tile: _cost(c, t, tile, words), default=None)
 
 
 def _tiles(t: Tuning) -> Iterator[Tile]:
-    for lanes in {t.lanes, t.lanes * t.waves}:
+    for lanes in {t.lanes, t.lanes * min(t.waves, _WAVES)}:
         half = (lanes.bit_length() - 1) // 2
         for down in {1 << half, lanes >> half}:
             for rows in _SIDES:

@@ -19,13 +19,15 @@ from devrt.compiler.sass.instruction import File, Instruction, Label
 from devrt.compiler.sass.liveness import Liveness, analyse, bits, unconditional
 from devrt.compiler.sass.reuse import reuse
 
+_PREDICATES = 7
 _MARGIN = 8  # registers that arranging leaves free for alignment
 _LIVE_OUT = 1 << 20  # readers of a value that lives on behind its block: more than there are in it
 _Key = TypeVar("_Key")
 
 
 def arrange(f: mir.Function, limit: int) -> mir.Function:
-    """The function in an order that hides latencies, where at most about `limit` words of R are live, or no more than before."""
+    """The function in an order that hides latencies, where at most about `limit` words of R are live, and no more predicates than
+    there are, or no more than before."""
     live = analyse(f)
     blocks = []
     for n, block in enumerate(f.blocks):
@@ -33,7 +35,9 @@ def arrange(f: mir.Function, limit: int) -> mir.Function:
         pressure = _Pressure(nodes, live, live.outs[n])
         before = pressure.peak(range(len(nodes)))
         row = _list_up(nodes, f.sm, pressure, limit - _MARGIN)
-        if pressure.peak(row) > max(before, limit - _MARGIN):
+        tests = _Pressure(nodes, live, live.outs[n], File.P)
+        if pressure.peak(row) > max(before, limit - _MARGIN) or \
+                tests.peak(row) > max(tests.peak(range(len(nodes))), _PREDICATES):
             row = list(range(len(nodes)))
         blocks.append(mir.Block(block.label, [block.instructions[k] for k in row]))
     return mir.Function(f.name, f.sm, f.threads, blocks, f.shared_bytes, f.local_bytes, f.params, f.constants, f.words)
@@ -59,19 +63,21 @@ def order(f: mir.Function) -> mir.Function:
 
 
 class _Pressure:
-    """Words of R that are live while a block runs in some order. A value is what one write made of a word, or what was there
-    before; a write with a guard goes on with the value that was."""
+    """Words of R, or predicates, that are live while a block runs in some order. A value is what one write made of a word, or
+    what was there before; a write with a guard goes on with the value that was."""
 
-    def __init__(self, nodes: list[Node], live: Liveness, out: int) -> None:
+    def __init__(self, nodes: list[Node], live: Liveness, out: int, file: File = File.R) -> None:
+        start = latency.number(file, 0)
+        end = start + latency.R_END
         current: dict[int, int] = {}  # word -> its value
         self.readers: list[int] = []  # of each value
         self.uses: list[set[int]] = []
         self.makes: list[list[int]] = []
         for node in nodes:
-            used = {self._value(current, register) for register, _ in node.reads if register < latency.R_END}
+            used = {self._value(current, register) for register, _ in node.reads if start <= register < end}
             made = []
             for register, _ in node.writes:
-                if register < latency.R_END and (unconditional(node.instruction) or register not in current):
+                if start <= register < end and (unconditional(node.instruction) or register not in current):
                     current[register] = len(self.readers)
                     self.readers.append(0)
                     made.append(current[register])
@@ -79,7 +85,7 @@ class _Pressure:
             self.makes.append(made)
             for value in used:
                 self.readers[value] += 1
-        outs = {latency.number(*live.names[w]) for w in bits(out) if live.names[w][0] is File.R}
+        outs = {latency.number(*live.names[w]) for w in bits(out) if live.names[w][0] is file}
         for register, value in current.items():
             if register in outs:
                 self.readers[value] += _LIVE_OUT

@@ -6,6 +6,8 @@ A LIR register is an Operand (up to 32 bits, narrow types extended to a word), a
 
 from __future__ import annotations
 
+from collections import Counter
+
 from devrt.compiler import dtypes as dt
 from devrt.compiler import lir
 from devrt.compiler.lir import Inst, Reg
@@ -55,6 +57,7 @@ class Selector(Emitter):
         self.halves: dict[sass.Reg, tuple[Operand, int]] = {}  # half 0 or 1 of a word that was loaded
         self._order = 0
         self._halves: dict[tuple[object, ...], Int] = {}
+        self.uses = Counter(r for i in lir.walk(program.body) for r in i.args)
         self.exposed = {r for i in lir.walk(program.body) if i.op in _BITS_MATTER for r in i.args}
 
     def run(self) -> Function:

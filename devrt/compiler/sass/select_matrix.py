@@ -21,6 +21,8 @@ from devrt.compiler.sass.target import LANES
 if TYPE_CHECKING:
     from devrt.compiler.sass.select import Selector
 
+_ZEROS = Reg(File.R, ZEROS[File.R], 4)
+
 
 def element_bits(d: DType, value: float) -> int:
     """The bits of a float constant of up to 32 bits."""
@@ -48,12 +50,14 @@ def multiply(s: Selector, i: lir.Inst) -> None:
     deep = i.attrs["layout"] == "hmma"
     kind = ("16816" if deep else "1688", "F32", *(("BF16",) if i.mem.dtype is dt.bfloat16 else ()))
     for half in range(2):
-        total = _four(s, [s.word(r) for r in i.args[2 + 4 * half:6 + 4 * half]])
+        sums = i.args[2 + 4 * half:6 + 4 * half]
+        before = _four(s, [s.word(r) for r in sums], all(s.uses[r] == 1 for r in sums))
+        total = s.new(4) if before.value == _ZEROS else before
         if deep:
-            total = s.emit("HMMA", kind, a, s.part(b, 2 * half, 2), total, words=4)
+            s.put("HMMA", kind, (total,), (a, s.part(b, 2 * half, 2), before))
         else:
             for k in range(2):
-                total = s.emit("HMMA", kind, s.part(a, 2 * k, 2), s.part(b, 2 * half + k), total, words=4)
+                s.put("HMMA", kind, (total,), (s.part(a, 2 * k, 2), s.part(b, 2 * half + k), total if k else before))
         for k in range(4):
             s.values[i.out[4 * half + k]] = s.part(total, k)
 
@@ -83,12 +87,12 @@ def _fragment(s: Selector, mem: lir.Shared, start: lir.Reg, stride: int, *, down
     return found
 
 
-def _four(s: Selector, words: list[Operand]) -> Operand:
-    """Four words in one register."""
+def _four(s: Selector, words: list[Operand], last: bool) -> Operand:
+    """Four words in one register that may be overwritten; that which they are in if this is their `last` use."""
     if all(w is ZERO for w in words):
-        return Operand(Reg(File.R, ZEROS[File.R], 4))
+        return Operand(_ZEROS)
     first = words[0].value
-    if isinstance(first, Reg) and first.virtual and s.f.words[first.file, first.index] == 4 and first.sub == 0 and all(
+    if last and isinstance(first, Reg) and first.virtual and s.f.words[first.file, first.index] == 4 and first.sub == 0 and all(
             w.value == replace(first, sub=k) for k, w in enumerate(words)):
         return s.known(Operand(replace(first, words=4)), s.level(words[0]))
     r = s.new(4)

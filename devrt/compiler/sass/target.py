@@ -15,7 +15,7 @@ PARAMS = {75: 0x160, 80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 120: 0x380}  # 
 DESCRIPTORS = {80: 0x118, 86: 0x118, 89: 0x118, 90: 0x208, 120: 0x358}  # where bank 0 holds the descriptor of global memory
 RESERVED_SHARED = {90: 0x400, 120: 0x400}  # bytes at the start of shared memory that the system keeps
 LANES = 32
-WAVES = 4  # warps of a group that shares what it brings
+WAVES = 8  # warps of a group that shares what it brings, at most
 REGISTERS = 160  # of a lane, that plans count on
 VERSION = 1  # of this compiler: part of the key of a cached object
 

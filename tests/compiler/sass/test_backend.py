@@ -87,13 +87,19 @@ def test_inner_loops_of_products_are_products(sm: int) -> None:
     assert loop["FFMA"] > 0.83 * loop.total() and loop["LDG.E.128.CONSTANT"] and loop["LDS.128"] and not loop["MOV"]
 
 
-def test_inner_loops_of_fast_products() -> None:
-    half = devrt.zeros((4096, 4096), dtype=devrt.float16).realize()
+@pytest.mark.parametrize("b_along_k", [True, False])
+def test_inner_loops_of_fast_products(b_along_k: bool) -> None:
+    """8 warps share 128 x 256 of C; B comes by wide loads however it lies, and fragments before they are needed."""
+    half = devrt.zeros((4096, 4096), dtype=devrt.bfloat16).realize()
     with devrt.fast():
-        (program,) = programs(90, devrt.matmul(half, half.T, dtype=devrt.float32))
+        (program,) = programs(90, half @ (half.T if b_along_k else half))
     f = backend.machine_code(program, target.SassTarget(90))
-    loop = counts(inner_loop(f, "HMMA"))
-    assert loop["HMMA.16816.F32"] > 0.4 * loop.total() and loop["LDG.E.128.CONSTANT"] and loop["STS.128"] and not f.local_bytes
+    loop = inner_loop(f, "HMMA")
+    count = counts(loop)
+    assert program.lanes == 256 and count["HMMA.16816.F32.BF16"] == 64 > 0.58 * count.total() and not f.local_bytes
+    assert count["LDG.E.128.CONSTANT"] == count["STS.128"] == 6 and count["BAR.SYNC.DEFER_BLOCKING"] == 1
+    assert count["LDSM.16.M88.4"] + count["LDSM.16.MT88.4"] == 16 and count["LDSM.16.MT88.4"] == 8 * (not b_along_k)
+    assert sum(i.op == "HMMA" and i.control.wait > 0 for i in loop) <= 4
 
 
 def test_what_a_loop_does_not_change_stands_in_front_of_it() -> None:

@@ -78,8 +78,9 @@ def test_a_wrong_instruction_is_seen(monkeypatch):
         single.test_arithmetic(dt.float32, 32)
 
 
-def test_wide_groups_are_refused():
+def test_exchanges_between_warps_are_refused():
     b = lir.Builder("wide", lanes=64, groups=1)
+    b.lane_get(b.lane(), 3)
     with pytest.raises(CompileError, match="64 lanes"):
         select.select(b.finish(), target.target("sm_90"))
 
