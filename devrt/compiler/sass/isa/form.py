@@ -221,10 +221,11 @@ class Alu:
 
 def alu(name: str, base: int, dsts: str, srcs: str, *groups: Group, kinds: str = "", imm: str = "hex", sms: Sequence[int] = ALL,
         fixed: Mapping[int, int] | None = None, where: Slots | None = None, words: Mapping[str, Words] | None = None,
-        places: Mapping[int, Marks] = PLACES, register_c: int = 64, reuse: str = "ABC", bindless: bool = True) -> Alu:
+        places: Mapping[int, Marks] = PLACES, register_c: int = 64, reuse: str = "ABC", bindless: bool = True,
+        ignored: int = 0) -> Alu:
     """A row of `Alu`; without `kinds`, those that its letters allow."""
     letters = set(re.findall(r"[ABC]", re.sub(r"\w*[a-z]\w*", "", srcs)))
     if not kinds:
         kinds = {"ABC": "1234567", "AB": "1456", "B": "1456", "AC": "1237"}["".join(sorted(letters))]
-    rows = row(name, base, dsts, srcs, *groups, sms=sms, fixed=fixed, where=where, words=words)
+    rows = row(name, base, dsts, srcs, *groups, sms=sms, fixed=fixed, where=where, words=words, ignored=ignored)
     return Alu(rows, kinds, imm, places, register_c, reuse, bindless)

@@ -69,6 +69,7 @@ ADDRESSES = (
 LOGIC = (
     alu("LOP3.LUT", 0x012, "[Pu] Rd", "A B C lut Pp", flag("PAND", 80), kinds="1456", where=LUT),
     row("PLOP3.LUT", 0x81C, "Pu Pv", "Pp Pq Pr lut second", where=LUTS),
+    row("PLOP3.LUT", 0x81C, "Pu Pv", "Pp Pq UPr lut second", where=LUTS, fixed={67: 1}),
     alu("PLOP3.LUT", 0x01F, "Pu Pv", "A B C lut second", kinds="1", places=SIGNS, sms=TO_90,
         where={**LUTS, "lut": ImmSlot(at=bits(72, 8))}),
     alu("SHF", 0x019, "Rd", "A B C", choice(76, 1, "L", "R"), flag("W", 75), choice(73, 2, "S64", "U64", "S32", "U32"),
