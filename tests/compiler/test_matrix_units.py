@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,6 +277,18 @@ def test_products_on_nvidia(sm: int, shape: tuple[int, int, int], layout: str, d
     within(got, a, b)
     expected = nn.gelu(devrt.asarray(got) * 0.1) + devrt.asarray(r)
     np.testing.assert_array_equal(biased, expected.numpy())
+
+
+@pytest.mark.parametrize("along_k", [False, True])
+def test_the_largest_groups_on_nvidia(along_k: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 x 256 of C in 8 warps, which plans give to large products alone; the last step is short."""
+    monkeypatch.setenv("DEVRT_CACHE", str(tmp_path))
+    monkeypatch.setattr(matrix_units, "plan", lambda p, t: matrix_units.Block(4, 4, 2, 4))
+    a, b = random(dt.bfloat16, 130, 88), random(dt.bfloat16, 88, 264)
+    left, right = (on("virtual:nvidia/sm_86", x, dt.bfloat16) for x in (a if along_k else a.T, b.T if along_k else b))
+    with devrt.fast():
+        got = devrt.matmul(left if along_k else left.T, right.T if along_k else right, dtype=devrt.float32).numpy()
+    within(got, a, b)
 
 
 @pytest.mark.parametrize("other", ["cpu", "virtual:amd/gfx90a", "virtual:amd/gfx1030", "virtual:amd/gfx1201"])
