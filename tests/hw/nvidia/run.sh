@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a real NVIDIA GPU, in one command and without a network.
 #
-#   tests/hw/nvidia/run.sh [OUT] [STEP ..]     steps: doctor tests record bench peers (all of them unless named)
+#   tests/hw/nvidia/run.sh [OUT] [STEP ..]     steps: probe doctor tests record bench peers (all of them unless named)
 #
 # OUT (default ./hw-nvidia) receives every output. Python packages that are missing are taken from tests/hw/nvidia/wheels, which
 # tests/hw/nvidia/fetch_wheels fills beforehand. $PYTHON names the interpreter, $DEVRT_HW other devices than the machine's own,
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../../.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 out=${1:-hw-nvidia}
 shift || true
-steps=${*:-doctor tests record bench peers}
+steps=${*:-probe doctor tests record bench peers}
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} DEVRT_CACHE=${DEVRT_CACHE:-$(mktemp -d)}
 if ! "$PYTHON" -c 'import cffi, numpy, yaml, tabulate, llvmlite, pytest, hypothesis' 2>/dev/null; then
@@ -26,6 +26,7 @@ failed=0
 for step in $steps; do
   echo "== $step"
   case $step in
+    probe) "$PYTHON" -m tests.hw.nvidia.probe "$device" "$out/probe.json" 2>&1 | tee "$out/probe.txt" ;;
     doctor) "$PYTHON" -m devrt.cli.main doctor --record "$out/doctor.jsonl" --device "$device" 2>&1 | tee "$out/doctor.txt" ;;
     tests) "$PYTHON" -m pytest -q -x --maxfail=20 -p no:cacheprovider tests/hw/nvidia 2>&1 | tee "$out/tests.txt" ;;
     record) "$PYTHON" -m tests.hw.nvidia.record "$device" "$out/run.jsonl" 2>&1 | tee "$out/record.txt" ;;

@@ -1,0 +1,84 @@
+"""What the driver and the hardware take, one question after another:
+
+    python -m tests.hw.nvidia.probe nvidia:0 probe.json [STEP ..]
+
+Every step first runs as devrt does it, then with each change of probe_changes.py, in a process of its own with a time limit. So
+where no source says what is right (nothing of Hopper's launch descriptors is documented but its fields), one run on a card
+does, and where a step fails its changes say why. A line each is printed, what was seen goes into the JSON file. The exit status
+is 0 where every step works as devrt does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from devrt.device import DevrtError
+from tests.hw.nvidia.probe_changes import CHANGES
+from tests.hw.nvidia.probe_steps import STEPS, run
+
+LIMIT_S = 25.0  # of one process
+_MARK = "probe: "
+
+
+def child(uri: str, step: str, change: str) -> int:
+    """Run one step, and print what it saw as the last line."""
+    made: dict[str, Any] = {"ok": False}
+    try:
+        if change:
+            CHANGES[step][change]()
+        made = {"ok": True, "facts": run(step, uri)}
+    except DevrtError as error:
+        made["said"] = f"{type(error).__name__}: {error.what} [{error.evidence}]"
+    except Exception as error:  # whatever it is, the next question is asked
+        made["said"] = f"{type(error).__name__}: {error}"
+    print(_MARK + json.dumps(made, default=str), flush=True)
+    os._exit(0)  # nothing waits for a GPU that hangs
+
+
+def ask(uri: str, step: str, change: str) -> dict[str, Any]:
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "tests.hw.nvidia.probe", "--one", uri, step, change]
+    made: dict[str, Any] = {"ok": False}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+        line = next((line for line in done.stdout.splitlines()[::-1] if line.startswith(_MARK)), "")
+        made = json.loads(line[len(_MARK):]) if line else made | {"said": f"ended with {done.returncode}: {done.stderr[-600:]}"}
+    except subprocess.TimeoutExpired as error:
+        made["said"] = f"no answer within {LIMIT_S:.0f} s: {(error.stderr or b'')[-300:]!r}"
+    return {"step": step, "change": change, "seconds": round(time.monotonic() - begun, 2), **made}
+
+
+def hold() -> None:
+    """Keep the cards open, so that the driver does not shut them down between two processes."""
+    for path in sorted(Path("/dev").glob("nvidia[0-9]*")):
+        with contextlib.suppress(OSError):
+            os.open(path, os.O_RDWR)
+
+
+def main(uri: str, path: str, *steps: str) -> int:
+    hold()
+    rows: list[dict[str, Any]] = []
+    for step in steps or STEPS:
+        for change in ("", *CHANGES.get(step, {})):
+            row = ask(uri, step, change)
+            rows.append(row)
+            Path(path).write_text(json.dumps(rows, indent=1))
+            about = "" if row["ok"] else f"  {row.get('said', '')[:300]}"
+            named = f"{step:<13} {change or '(as devrt does it)':<36}"
+            print(f"{'ok' if row['ok'] else 'NO'}  {named} {row['seconds']:>6.2f} s{about}", flush=True)
+    failed = [row["step"] for row in rows if not row["change"] and not row["ok"]]
+    for step in failed:
+        works = [row["change"] for row in rows if row["step"] == step and row["ok"]]
+        print(f"{step} does not work as devrt does it; with these changes it does: {'; '.join(works) or 'none'}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(child(*sys.argv[2:5]) if sys.argv[1:2] == ["--one"] else main(*sys.argv[1:]))
