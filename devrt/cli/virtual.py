@@ -9,9 +9,10 @@ import tabulate
 
 from devrt.cli.exit_codes import OK
 from devrt.device import InvalidArgument
-from devrt.virtual.amd.machine import MODELS
+from devrt.virtual.amd import machine as amd
 from devrt.virtual.exec.main import execute
 from devrt.virtual.faults import KINDS
+from devrt.virtual.nvidia import machine as nvidia
 
 
 def run_virtual(arguments: argparse.Namespace) -> int:
@@ -27,12 +28,17 @@ def run_exec(arguments: argparse.Namespace) -> int:
 
 def run_list(arguments: argparse.Namespace) -> int:
     rows = [{"topology": f"amd/{model.gfx}", "name": model.name, "compute_units": model.compute_units, "wave": model.wave,
-             "memory_bytes": model.vram_bytes, "hive": model.sdma_xgmi_engines > 0} for model in MODELS.values()]
+             "memory_bytes": model.vram_bytes, "peers": "XGMI" if model.sdma_xgmi_engines else "PCIe"}
+            for model in amd.MODELS.values()]
+    rows += [{"topology": f"nvidia/{key}", "name": model.name, "compute_units": model.sms, "wave": 32,
+              "memory_bytes": model.vram_bytes, "peers": "NVLink" if model.nvlinks else "PCIe"}
+             for key, model in [*((sm, nvidia.MODELS[key]) for sm, key in nvidia.OF_SM.items()), *nvidia.MODELS.items()]]
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return OK
-    table = [[row["topology"], row["name"], row["compute_units"], row["wave"], "XGMI" if row["hive"] else "PCIe"] for row in rows]
+    table = [[row["topology"], row["name"], row["compute_units"], row["wave"], row["peers"]] for row in rows]
     print(tabulate.tabulate(table, headers=["topology", "name", "compute units", "wave", "peers by"]))
-    print("\nSeveral of one kind: amd/4xgfx942; over PCIe: amd/4xgfx942-pcie; that don't reach each other: amd/2xgfx1100-nop2p.")
+    print("\nSeveral of one kind: amd/4xgfx942; over PCIe: nvidia/2xsm_90-pcie; not reaching each other: amd/2xgfx1100-nop2p.")
+    print("Another driver: nvidia/sm_90?driver=580.105.08.")
     print(f"Faults: amd/gfx1100?hang@2, of {', '.join(KINDS)}.")
     return OK

@@ -240,6 +240,26 @@ def test_trace(tmp_path: Path) -> None:
     assert f"ioctl(/dev/kfd, {call}) = {answer}" in second
 
 
+# devrt itself as another program: its device is nvidia:0, and what it asks Linux for comes from the virtual machine.
+PROGRAM = """
+import numpy as np
+import devrt
+a = np.arange(48, dtype=np.float32).reshape(6, 8)
+x = devrt.asarray(a)
+print(np.array_equal((x @ x.T + 1).numpy(), a @ a.T + 1))
+"""
+
+
+def test_devrt_on_a_virtual_nvidia_gpu(tmp_path: Path) -> None:
+    """Mappings land on their pages, pinned pages are reached in the process, doorbells and time lines work."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = "env", "DEVRT_DEVICE=nvidia:0", sys.executable, tmp_path / "program.py"
+    done = run(*command, topology="nvidia/sm_90", options=("--trace",))
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    for call in ("open(/dev/nvidia0) = ", "UVM_MAP_EXTERNAL_ALLOCATION", "NV_ESC_RM_ALLOC_MEMORY", "NV_ESC_RM_MAP_MEMORY"):
+        assert call in done.stderr
+
+
 def test_structs_are_the_headers(tmp_path: Path) -> None:
     """struct stat and statx by gcc's view of this machine; the notification's structs and requests by linux/seccomp.h."""
     status = Status(0o100444, 77, 3, 4096, (226, 128), 1234567)

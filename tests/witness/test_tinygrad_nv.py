@@ -44,7 +44,7 @@ PTX = """
 def run(*arguments: str) -> list[str]:
     """The lines that tinygrad_nv prints. Skips without tinygrad."""
     if importlib.util.find_spec("tinygrad") is None:
-        pytest.skip("not yet: tinygrad is not installed (it is a test extra)")
+        pytest.skip("not yet: tinygrad is not installed (a witness: make test WITNESSES=tinygrad)")
     command = [sys.executable, "-m", "tests.witness.tinygrad_nv", *arguments]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120,
                            env={**os.environ, "DEV": "NV", "HCQDEV_WAIT_TIMEOUT_MS": "20000"})

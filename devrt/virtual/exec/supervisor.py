@@ -67,6 +67,7 @@ class Supervisor:
         self._first, self._status = pid, -1  # no wait status yet
         self._listener = Listener(LinuxSystem(), listener)
         self._arch, self._files, self._trace = arch, files, trace
+        self._logged, self._log_lock = 0, threading.Lock()
         self._names = {number: name for name, number in arch.numbers.items()}
         self._processes: dict[int, Supervised] = {}
         self._poll = select.poll()
@@ -141,6 +142,8 @@ class Supervisor:
                     self._listener.let_go_on(asked.number)
                 else:
                     self._listener.answer(asked.number, value)
+            finally:
+                self._tell_log()
 
     def _process(self, asked: Asked) -> Supervised:
         pid = process_of(asked.thread)
@@ -259,6 +262,15 @@ class Supervisor:
 
     def _descriptors(self, process: Supervised, asked: Asked, driver: Any) -> Descriptors:
         return Descriptors(process, self._files, self._listener, asked.number, driver)
+
+    def _tell_log(self) -> None:
+        """What came to the virtual machine's kernel log since."""
+        if self._trace:
+            with self._log_lock:
+                lines = [line.text for driver in self._files.drivers for line in driver.kernel_log()]
+                for text in lines[self._logged:]:
+                    say(0, text)
+                self._logged = len(lines)
 
     def _say(self, asked: Asked, text: str) -> None:
         if self._trace:

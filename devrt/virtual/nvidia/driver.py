@@ -1,7 +1,8 @@
 """The virtual driver: opens, ioctls and mappings of NVIDIA's nodes, for any number of processes.
 
 It answers as the open kernel modules do, of the branch that the machine runs. Where it is simpler: no MIG, no confidential
-computing, no managed memory; events are made but descriptors do not become readable; pages of another process can't be pinned.
+computing, no managed memory; events are made but descriptors do not become readable. For a process under the supervisor memory
+lies in files of its own, since its mappings begin at their start; it can't map a part of one that begins later.
 """
 
 from __future__ import annotations

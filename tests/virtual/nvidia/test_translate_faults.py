@@ -47,6 +47,10 @@ def test_unmapped_and_read_only_memory(gpu: Emulator) -> None:
     for line in ("STG.E [R2.64], R0", "ATOMG.E.ADD.STRONG.GPU PT, R4, [R2.64], R0"):
         e, _ = fault(gpu, [*EACH, line], constant.va)
         assert isinstance(e, MemoryFault) and e.why == "read-only"
+    elsewhere = gpu.alloc(PAGE, Access.WRITE | Access.FOREIGN)
+    for line in ("LDG.E R4, [R2.64]", "STG.E [R2.64], R0", "RED.E.ADD.STRONG.GPU [R2.64], R0"):
+        e, _ = fault(gpu, [*EACH, line], elsewhere.va)
+        assert isinstance(e, MemoryFault) and e.why == "of another process"
     e, _ = fault(gpu, [*EACH, "@!P0 STG.E [R2.64], R0"], 0)
     assert isinstance(e, MemoryFault) and e.va == 0
     gpu.start(gpu.code([*EACH, "ISETP.NE.U32.AND P0, PT, R0, R0, PT", "@P0 STG.E [R2.64], R0", "EXIT"]), 0)  # no lane does
