@@ -47,7 +47,7 @@ def run(compiler: str, topology: str, *arguments: str) -> list[str]:
 
 # tinygrad chooses the kernel's structs by the driver's version: a machine for each set of them.
 @pytest.mark.parametrize(("compiler", "machine", "arch"), [
-    ("CUDA", "rtx3090?driver=570.133.20", "sm_86"), ("PTX", "rtx5090?driver=610.43.03", "sm_120"), ("NAK", "rtx4090", "sm_89")])
+    ("CUDA", "rtx3090?driver=570.133.20", "sm_86"), ("PTX", "rtx4090", "sm_89"), ("NAK", "rtx5090?driver=610.43.03", "sm_120")])
 def test_programs(compiler: str, machine: str, arch: str) -> None:
     assert run(compiler, f"nvidia/{machine}") == [f"NV {arch}", *RESULTS]
 

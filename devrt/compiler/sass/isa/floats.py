@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from devrt.compiler.sass.isa.fields import Bits, Group, choice, flag, ones
+from devrt.compiler.sass.isa.fields import Bits, Group, bits, choice, flag, ones
 from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_90, TO_90, Alu, alu
 from devrt.compiler.sass.isa.integer import COMBINE
 
@@ -22,6 +22,8 @@ SINGLE = (
     alu("FMNMX", 0x009, "Rd", "-|A -|B Pp", FTZ, flag("NAN", 81), imm="f32", sms=(80,), ignored=NO_C),
     alu("FMNMX", 0x009, "Rd", "-|A -|B Pp", FTZ, flag("NAN", 81), flag("XORSIGN", 82), imm="f32", sms=(86, 89), ignored=NO_C),
     alu("FMNMX", 0x009, "Rd", "-|A -|B Pp", FTZ, flag("NAN", 81), flag("XORSIGN", 82), imm="f32", sms=SINCE_90),
+    alu("FMNMX", 0x009, "Rd P66", "-|A -|B Pp", FTZ, flag("NAN", 81), flag("XORSIGN", 82), Group(bits(65), (None, "IS_A")),
+        imm="f32", sms=SINCE_90, ignored=1 << 64 | ones(69, 3)),
     alu("FSEL", 0x008, "Rd", "-|A -|B Pp", FTZ, imm="f32"),
     alu("FSETP", 0x00B, "Pu Pv", "-|A -|B Pp", COMPARE, FTZ, COMBINE, imm="f32"),
     alu("FSET.BF", 0x00A, "Rd", "-|A -|B Pp", COMPARE, FTZ, COMBINE, imm="f32"),

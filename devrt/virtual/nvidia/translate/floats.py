@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from devrt.compiler.sass.instruction import Instruction, Operand
+from devrt.compiler.sass.instruction import Instruction, Operand, Reg
 from devrt.virtual.nvidia.translate import rounding
 from devrt.virtual.nvidia.translate.rounding import BELOW, NEAREST
-from devrt.virtual.nvidia.translate.writer import Rule, Writer, named
+from devrt.virtual.nvidia.translate.writer import NotTranslated, Rule, Writer, named
 
 RULES: dict[str, Rule] = {}
 ROUND = ("RM", "RP", "RZ", "FTZ", "SAT")
@@ -81,7 +81,9 @@ def zero_wins(w: Writer, a: str, b: str, value: str, otherwise: str) -> str:
 
 @named(RULES, "FMNMX", "UFMNMX")
 def fmnmx(w: Writer, i: Instruction) -> None:
-    rounding.unknown(i, "FTZ", "NAN", "XORSIGN")
+    rounding.unknown(i, "FTZ", "NAN", "XORSIGN", "IS_A")
+    if any(isinstance(o.value, Reg) and not o.value.zero for o in i.dsts[1:]):  # which of the two it was
+        raise NotTranslated(str(i))
     a, b = (source(w, i, o) for o in i.srcs[:2])
     r = rounding.minmax(w, "float", a, b, w.pred(i.srcs[2]), "NAN" in i.mods)
     if "XORSIGN" in i.mods:  # of the numbers as they stand in the registers
