@@ -210,6 +210,7 @@ def _ctx_share(call: Call, client: RmClient, parent: Object, handle: int, class_
     va_space = client.typed(given.hVASpace, VaSpace) if given.hVASpace else parent.va_space
     if va_space is None or va_space.card is not parent.card:
         refuse(Status.NV_ERR_INVALID_OBJECT)
+    _has_tables(va_space)
     taken = {one.subcontext for one in parent.children.values() if isinstance(one, CtxShare)}
     most = 64
     if given.flags == CtxShareFlag.SUBCONTEXT_SPECIFIED:
@@ -226,6 +227,12 @@ def _ctx_share(call: Call, client: RmClient, parent: Object, handle: int, class_
     made = CtxShare(client, handle, class_id, parent, va_space=va_space, subcontext=number)
     va_space.dependants.append(made)
     return made
+
+
+def _has_tables(va_space: VaSpace) -> None:
+    """A space that UVM is to own has page tables from UVM_REGISTER_GPU_VASPACE on (kctxshareInitCommon). Raises Refused."""
+    if va_space.flags & VaSpaceFlag.IS_EXTERNALLY_OWNED and va_space.registered is None:
+        refuse(Status.NV_ERR_INVALID_STATE)
 
 
 def _channel(call: Call, client: RmClient, parent: Object, handle: int, class_id: int, given: Any) -> Object:
@@ -249,6 +256,7 @@ def _channel(call: Call, client: RmClient, parent: Object, handle: int, class_id
         va_space = group.va_space if group is not None else None
     if va_space is None or va_space.space is None:
         refuse(Status.NV_ERR_INVALID_OBJECT)
+    _has_tables(va_space)  # a channel without a context share is given one
     entries = given.gpFifoEntries
     if not 2 <= entries <= _MOST_ENTRIES or entries & entries - 1:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)

@@ -277,15 +277,23 @@ def test_a_channel_is_what_the_engine_gets() -> None:
     ("INVALID_ARGUMENT", {"engineType": EngineType.COPY0}), ("NOT_SUPPORTED", {"class_id": Class.BLACKWELL_CHANNEL_GPFIFO_A})])
 def test_channels_that_are_refused(status: str, fields: dict[str, Any]) -> None:
     with machine() as system:
-        gpu = Gpu(RmClient(system))
+        gpu = Gpu(RmClient(system)).register()
         with refused(status):
             gpu.channel(*gpu.group(), gpu.vram(2 * MIB), **fields)
         assert not gpu.card.channels and not list(gpu.client.driver.clients[gpu.client.root].all_of(ChannelObject))
 
 
-def test_a_context_share_and_an_address_space_exclude_each_other() -> None:
+def test_a_context_share_waits_for_the_page_tables() -> None:
     with machine() as system:
         gpu = Gpu(RmClient(system))
+        with refused("INVALID_STATE"):
+            gpu.group()
+        gpu.register().group()
+
+
+def test_a_context_share_and_an_address_space_exclude_each_other() -> None:
+    with machine() as system:
+        gpu = Gpu(RmClient(system)).register()
         group, share = gpu.group()
         userd = gpu.vram(2 * MIB)
         with refused("INVALID_ARGUMENT"):
@@ -312,7 +320,7 @@ def test_hopper_wants_userd_where_the_ring_is() -> None:
 def test_engines_and_their_objects() -> None:
     with machine() as system:
         client = RmClient(system)
-        gpu = Gpu(client)
+        gpu = Gpu(client).register()
         with refused("INVALID_ARGUMENT"):
             gpu.group(EngineType.NVDEC0)
         channel = gpu.channel(*gpu.group(EngineType.COPY2), gpu.vram(2 * MIB))
@@ -346,7 +354,7 @@ def test_a_group_is_scheduled_when_its_channels_have_their_buffers() -> None:
 def test_a_channel_without_a_group() -> None:
     with machine() as system:
         client = RmClient(system)
-        gpu = Gpu(client)
+        gpu = Gpu(client).register()
         channel = gpu.channel(gpu.device, 0, gpu.vram(2 * MIB), hVASpace=gpu.va_space, engineType=EngineType.COPY0)
         with refused("INVALID_ARGUMENT"):
             client.control(channel, "NVA06F_CTRL_CMD_BIND", engineType=EngineType.COPY1)
