@@ -57,9 +57,9 @@ def assemble(line: str, sm: int, address: int = 0) -> Instruction:
     op, mods = match["op"], tuple(match["mods"].split(".")[1:])
     guard = Operand(_register(match["guard"]), inv=bool(match["inv"])) if match["guard"] else TRUE
     operands = match["operands"] or ""
-    if op in ("CALL", "RET", "BRX"):
+    if op in ("CALL", "RET", "BRX", "BRXU"):
         operands = re.sub(r"(R\w+) (-?0x)", r"\1, \2", operands)
-    tokens = [token.strip() for token in operands.split(",")] if operands else []
+    tokens = [token.strip() for token in re.split(r",(?![^{]*\})", operands)] if operands else []
     for form in tables_of(sm).by_op.get(op, ()):
         for asked in (mods, underived(op, mods)):
             if asked[:len(form.mods)] == form.mods and write_groups(form.groups, asked[len(form.mods):]) is not None:
@@ -72,7 +72,7 @@ def _instruction(form: Form, mods: Mods, found: list[tuple[int, Operand]], guard
     count = len(form.dsts)
     dsts = tuple(operand for place, operand in found if place < count)
     srcs = tuple(operand for place, operand in found if place >= count)
-    if form.op == "BRX" and isinstance(srcs[-1].value, Label) and isinstance(srcs[-1].value.target, int):
+    if form.op in ("BRX", "BRXU") and isinstance(srcs[-1].value, Label) and isinstance(srcs[-1].value.target, int):
         srcs = (*srcs[:-1], Operand(Label(srcs[-1].value.target + address + 16)))
     return Instruction(form.op, mods, dsts, srcs, guard, address=address)
 
@@ -191,6 +191,8 @@ def _place(slot: AddressSlot, token: str, mods: Mods) -> Address | None:
 
 def _constant(slot: ImmSlot, tokens: list[str]) -> Imm | None:
     width = slot.at.width
+    if slot.style == "set":
+        return Imm(sum(1 << int(n) for n in tokens[0][1:-1].split(",")), width) if tokens[0][0] == "{" else None
     try:
         if slot.style in ("int", "hex"):
             value = int(tokens[0], 0)

@@ -35,6 +35,12 @@ def _described_red(sm: int) -> Slot:
     return AddressSlot(base=BASE, offset=OFFSET, descriptor=uniform_slot(64, sm, words=2), wide=True)
 
 
+def _sum(sm: int) -> Slot:
+    """[R.64 + UR + offset] of sm_75."""
+    return AddressSlot(base=BASE, offset=OFFSET, uniform=uniform_slot(64, sm), wide=True)
+
+
+SUM_75: dict[str, Slot | Callable[[int], Slot]] = {"at": _sum}
 DESCRIBED_RED: dict[str, Slot | Callable[[int], Slot]] = {"at": _described_red}
 DESCRIBED: dict[str, Slot | Callable[[int], Slot]] = {"at": _described}
 PLAIN_AT: dict[str, Slot | Callable[[int], Slot]] = {"at": PLAIN}
@@ -49,6 +55,8 @@ def _atom(name: str, plain: int, described: int) -> list[Row]:
     for sms, types, order, fixed in plain_forms:
         rows.append(row(name, plain, "Pu Rd*size", "at Rb*size", EXTENDED, OP, types, order, sms=sms, fixed={**NORMAL, **fixed},
                         where=PLAIN_AT, words=WORDS))
+    rows.append(row(f"{name}.E", described, "Pu Rd*size", "at Rb*size", OP, TYPE_89, ORDER_75, sms=(75,),
+                    fixed={70: 1, 72: 1, 91: 1, **NORMAL}, where=SUM_75, words=WORDS))
     for sms, types, fixed in ((AMPERE, TYPE_89, {70: 3, 91: 1}), (HOPPER, TYPE_90, {70: 3, 91: 1}),
                               (BLACKWELL, TYPE_90, {63: 1, 76: 1, 91: 1})):
         rows.append(row(f"{name}.E", described, "Pu Rd*size", "at Rb*size", OP, types, ORDER, sms=sms,

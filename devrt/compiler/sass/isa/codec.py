@@ -7,7 +7,7 @@ from functools import cache
 
 from devrt.compiler.sass.instruction import TRUE, Address, Cbuf, Control, File, Imm, Instruction, Label, Operand, Reg, Special
 from devrt.compiler.sass.isa import tables
-from devrt.compiler.sass.isa.fields import ImmSlot, Misfit, Mods, Slot, ones
+from devrt.compiler.sass.isa.fields import CbufSlot, ImmSlot, Misfit, Mods, Slot, ones
 from devrt.compiler.sass.isa.form import Form
 from devrt.compiler.sass.isa.modifiers import read_groups, write_groups
 from devrt.compiler.sass.isa.naming import derived, underived
@@ -41,7 +41,7 @@ def kind(operand: Operand) -> str:
         parts = ("r", value.base), ("u", value.uniform), ("d", value.descriptor)
         return f"[{''.join([sign for sign, part in parts if part is not None])}]"
     if isinstance(value, Cbuf):
-        return "C" if value.handle is None else "X"
+        return "X" if value.handle is not None else "C" if value.index is None else "c"
     return {Label: "L", Special: "S"}[type(value)]
 
 
@@ -156,7 +156,7 @@ class Aligned:
 def _align(slots: tuple[Slot, ...], wanted: str) -> Aligned | None:
     found, missing = [], 0
     for slot in slots:
-        if wanted.startswith(slot.kind):
+        if wanted.startswith(slot.kind) or wanted[:1] == "c" and isinstance(slot, CbufSlot) and slot.index:
             wanted = wanted[len(slot.kind):]
             found.append(slot)
         elif slot.optional:

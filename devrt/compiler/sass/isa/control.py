@@ -21,6 +21,7 @@ def _branches(sms: tuple[int, ...], where: dict[str, LabelSlot]) -> tuple[Row, .
         row("BRA", 0x947, "", "[Pp] 30~UR24 to", choice(32, 2, None, None, "DIV", "CONV"),
             sms=tuple(sm for sm in sms if 75 < sm < 100), fixed={91: 1}, where=where),
         row("BRX", 0x949, "", "Ra*2 to", sms=sms, fixed=ALWAYS, where=where),
+        row("BRXU", 0x958, "", "[Pp] URa*2 to", sms=sms, fixed={91: 1}, where=where),
         row("CALL.REL", 0x944, "", "to", noinc, sms=sms, fixed=ALWAYS, where=where),
         row("CALL.REL", 0x344, "", "Ra*2 to", noinc, sms=sms, fixed=ALWAYS, where=where),
         row("RET.REL", 0x950, "", "Ra*2 to", nodec, sms=sms, fixed=ALWAYS, where=where),
@@ -63,7 +64,8 @@ BARRIERS = (
     row("B2R.RESULT", 0x31C, "Rd [Pu]", fixed={78: 1}),
 )
 
-SCOREBOARD = {"sb": RegSlot(file=File.SB, lo=44, width=3), "count": ImmSlot(at=bits(38, 6))}
+SCOREBOARD = {"sb": RegSlot(file=File.SB, lo=44, width=3), "count": ImmSlot(at=bits(38, 6)),
+              "empty": ImmSlot(at=bits(32, 6), style="set")}  # scoreboards that must be free as well
 ADDRESS = {"at": AddressSlot(base=RegSlot(file=File.R, lo=24), offset=bits(32, 32), wide="E")}
 FENCES = (
     row("MEMBAR", 0x992, "", "", choice(79, 2, "SC", "ALL"), choice(76, 3, "CTA", "SM", "GPU", "SYS")),
@@ -72,7 +74,7 @@ FENCES = (
     row("UCGABAR_ARV", 0x9C7, sms=SINCE_90, fixed={91: 1}, uniform=True),
     row("UCGABAR_WAIT", 0xDC7, sms=SINCE_90, fixed={91: 1}, uniform=True),
     row("LDGDEPBAR", 0x9AF, sms=SINCE_80),
-    row("DEPBAR.LE", 0x91A, "", "sb count", fixed={47: 1}, where=SCOREBOARD),
+    row("DEPBAR.LE", 0x91A, "", "sb count [empty]", fixed={47: 1}, where=SCOREBOARD),
     row("CCTL.IVALL", 0x98F, fixed={24: 255, 87: 4}),
     row("CCTL", 0x98F, "", "at", Group(bits(72), (None, "E")), choice(87, 4, "PF1", "PF2", "WB", "IV"), where=ADDRESS),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from devrt.compiler.sass.isa.fields import Group, bits, choice, flag
-from devrt.compiler.sass.isa.floats import COMPARE
+from devrt.compiler.sass.isa.floats import COMPARE, ZERO
 from devrt.compiler.sass.isa.form import ALL, SINCE_80, SINCE_86, SINCE_90, Alu, Marks, alu
 
 # Which halves of a register: both, the low one twice, the high one twice; F32 reads the register as one float
@@ -15,7 +15,7 @@ PLACES = {24: Marks(72, 73, choice(74, 2, *HALVES)), 32: Marks(63, 62, choice(60
 WITH_F32 = {**PLACES, 24: Marks(72, 73, choice(74, 2, "", "F32", "H0_H0", "H1_H1"))}
 MMA_PLACES = {24: Marks(72, 73), 32: Marks(63, 62), 64: Marks(84, 83)}
 COMBINE = choice(69, 2, "AND", "OR", "XOR")
-SAT, FTZ, FMZ = flag("SAT", 77), flag("FTZ", 80), flag("FMZ", 76)
+SAT, FTZ = flag("SAT", 77), flag("FTZ", 80)
 BF16 = {False: (), True: (Group(bits(85), (None, "BF16_V2")),)}
 
 
@@ -55,5 +55,6 @@ ROWS = (
     alu("HADD2.F32", 0x030, "Rd", "-A -|C", FTZ, SAT, fixed={78: 1}, kinds="1", register_c=32, places=PLACES, sms=SINCE_86,
         reuse="C"),
     alu("HADD2", 0x030, "Rd", "-|A -|C", FTZ, SAT, imm="f16", register_c=32, places=WITH_F32, sms=(75,)),
+    alu("HMUL2.F32", 0x032, "Rd", "-|A -|B", ZERO, SAT, fixed={78: 1}, kinds="1", places=PLACES, sms=(75,)),
     *_comparisons(False), *_comparisons(True),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from devrt.compiler.sass.isa.fields import Bits, Group, ImmSlot, always, bits, choice, flag, unset
+from devrt.compiler.sass.instruction import File
+from devrt.compiler.sass.isa.fields import Bits, Group, ImmSlot, RegSlot, always, bits, choice, flag, unset
 from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, TO_89, TO_90, Marks, alu, row
 
 COMPARE = choice(76, 3, "F", "LT", "EQ", "LE", "GT", "NE", "GE", "T")
@@ -15,6 +16,7 @@ NO_C = {64: 255}                     # a third source that is not there: RZ
 LONG = "134567"                      # products of 64 bits add no constant
 WIDE = {"wide": {"U64": 2, "S64": 2, "64": 2}}
 
+PAIRS = {"a": RegSlot(file=File.R, lo=24, words=2, reuse=122), "b": RegSlot(file=File.R, lo=32, words=2, reuse=123)}
 LANES = {"lanes": ImmSlot(at=bits(72, 4), default=15)}  # a bit for each lane of four that moves
 LUT = {"lut": ImmSlot(at=bits(72, 8))}
 SHIFT = {"shift": ImmSlot(at=bits(75, 5))}
@@ -26,7 +28,7 @@ MOVES = (
     alu("MOV.64", 0x002, "Rd*2", "B*2", fixed={72: 15, 80: 1}, kinds="16", sms=BLACKWELL),
     row("MOV.64", 0x402, "Rd*2", "value", where={"value": ImmSlot(at=bits(24, 64))}, sms=BLACKWELL),
     alu("SEL", 0x007, "Rd", "A B Pp"),
-    row("SEL.64", 0x607, "Rd*2", "Ra*2 Rb*2 Pp", sms=BLACKWELL),
+    row("SEL.64", 0x607, "Rd*2", "a b Pp", where=PAIRS, sms=BLACKWELL),
     row("SEL.64", 0x407, "Rd*2", "Ra*2 value Pp", where={"value": ImmSlot(at=bits(32, 33), style="int")}, sms=BLACKWELL),
     alu("PRMT", 0x016, "Rd", "A B C", choice(72, 3, "", "F4E", "B4E", "RC8", "ECL", "ECR", "RC16")),
     alu("SGXT", 0x01A, "Rd", "A B", flag("W", 75), U32),
@@ -40,7 +42,8 @@ ADDS = (
     alu("VIADD", 0x036, "Rd", "A -B", flag("16x2", 73), sms=(90,)),
     alu("VIADD", 0x036, "Rd", "-A -B", choice(73, 3, "32", "16x2", "S32", "S16x2", "U8x4", "S8x4"), flag("ISAT", 80),
         sms=BLACKWELL),
-    alu("VABSDIFF", 0x014, "Rd [Pu]", "A B C", U32, kinds="1", sms=TO_90),
+    alu("VABSDIFF", 0x014, "Rd [Pu]", "A B C", U32, sms=TO_90),
+    alu("VABSDIFF4", 0x015, "Rd [Pu]", "A B C", choice(73, 1, "U8", ""), flag("ACC", 75), kinds="1", sms=TO_90),
     alu("IABS", 0x013, "Rd", "B", imm="int"),
 )
 
@@ -69,6 +72,7 @@ ADDRESSES = (
 LOGIC = (
     alu("LOP3.LUT", 0x012, "[Pu] Rd", "A B C lut Pp", flag("PAND", 80), kinds="1456", where=LUT),
     row("PLOP3.LUT", 0x81C, "Pu Pv", "Pp Pq Pr lut second", where=LUTS),
+    row("PLOP3.LUT", 0x81C, "Pu Pv", "Pp Pq 71!UP68 lut second", fixed={67: 1}, where=LUTS),
     row("PLOP3.LUT", 0x81C, "Pu Pv", "Pp Pq UPr lut second", where=LUTS, fixed={67: 1}),
     alu("PLOP3.LUT", 0x01F, "Pu Pv", "A B C lut second", kinds="1", places=SIGNS, sms=TO_90,
         where={**LUTS, "lut": ImmSlot(at=bits(72, 8))}),
@@ -93,6 +97,8 @@ COMPARISONS = (
         fixed={81: 7, 84: 7}, sms=(90,)),
     alu("VIMNMX", 0x048, "Rd", "A B Pp", choice(72, 3, "U32", "S32", "U16x2", "S16x2", "U8x4", "S8x4"), flag("RELU", 76),
         imm="int", fixed={81: 7, 84: 7}, sms=BLACKWELL),
+    alu("VIMNMX3", 0x00F, "Rd", "A B C Pp", choice(72, 2, "U32", "", "U16x2", "S16x2"), flag("RELU", 76), kinds="1",
+        fixed={81: 0}, sms=(90,)),
     alu("VIADDMNMX", 0x046, "Rd", "A -B C Pp", choice(72, 2, "U32", "", "U16x2", "S16x2"), flag("RELU", 76), sms=(90,)),
 )
 

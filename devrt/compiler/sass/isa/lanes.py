@@ -6,7 +6,7 @@ PR, all predicates at once, is a predicate register P0 of seven words; the const
 from __future__ import annotations
 
 from devrt.compiler.sass.isa.fields import Group, ImmSlot, PredicatesSlot, SpecialSlot, bits, choice, flag
-from devrt.compiler.sass.isa.form import SINCE_80, SINCE_90, TO_89, Row, row
+from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, SINCE_90, TO_89, Alu, Row, alu, row
 from devrt.compiler.sass.isa.special import names
 
 MODE = choice(58, 2, "IDX", "UP", "DOWN", "BFLY")
@@ -22,7 +22,7 @@ ALL_PREDICATES = {"PR": PredicatesSlot(), "mask": ImmSlot(at=bits(32, 32))}
 U64 = Group(bits(73), ("", "U64"))
 WIDE = {"wide": {"U64": 2}}
 
-ROWS: tuple[Row, ...] = (
+ROWS: tuple[Row | Alu, ...] = (
     row("SHFL", 0x389, "Pu Rd", "Ra Rb Rc", MODE),
     row("SHFL", 0x589, "Pu Rd", "Ra Rb clamp", MODE, where={"clamp": CLAMP}),
     row("SHFL", 0x989, "Pu Rd", "Ra lane Rc", MODE, where={"lane": LANE}),
@@ -33,11 +33,13 @@ ROWS: tuple[Row, ...] = (
     row("MATCH.ALL", 0x3A1, "Pu Rd", "Ra*wide", U64, words=WIDE),
     row("REDUX", 0x3C4, "URd", "Ra", choice(78, 3, "", "OR", "XOR", "SUM", "MIN", "MAX"), flag("S32", 73), sms=SINCE_80),
     row("R2UR", 0x3C2, "[Pu] URd", "Ra", sms=TO_89),
-    row("R2UR", 0x2CA, "[Pu] URd", "Ra", sms=SINCE_90),
+    alu("R2UR", 0x0CA, "[Pu] URd", "A", kinds="1", sms=SINCE_90),
     row("S2R", 0x919, "Rd", "special", where=SPECIAL),
     row("S2UR", 0x9C3, "URd", "special", where=SPECIAL, uniform=True),
     row("CS2R.32", 0x805, "Rd", "special", where=SPECIAL),
     row("CS2R", 0x805, "Rd*2", "special", fixed={80: 1}, where=SPECIAL),
+    row("CS2UR.32", 0x8CB, "URd", "special", sms=BLACKWELL, where=SPECIAL, uniform=True),
+    row("CS2UR", 0x8CB, "URd*2", "special", fixed={80: 1}, sms=BLACKWELL, where=SPECIAL, uniform=True),
     row("P2R", 0x803, "Rd", "PR Ra mask", sms=TO_89, where={**ALL_PREDICATES, "mask": ImmSlot(at=bits(32, 32), style="int")}),
     row("P2R", 0x803, "Rd", "PR Ra mask", sms=SINCE_90, where=ALL_PREDICATES),
     row("R2P", 0x804, "PR", "Ra mask", where=ALL_PREDICATES),

@@ -77,4 +77,5 @@ ROWS = (
     *_rows("QMMA.16832.F32", 0x07A, (4, 4, 2, 4), (choice(78, 1, "E4M3", "E5M2"), always("E4M3")), {74: 3, 77: 1}, BLACKWELL,
            ("", "", ""), {}),
     alu("MOVM.16.MT88", 0x03A, "Rd", "A", kinds="1", reuse=""),  # 8 x 8 halves, transposed
+    alu("MOVM.U4TO8.M832", 0x03A, "Rd", "A", kinds="1", fixed={75: 1, 78: 1}, reuse="", sms=BLACKWELL),  # nibbles become bytes
 )

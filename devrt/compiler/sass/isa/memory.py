@@ -113,6 +113,7 @@ ROWS = (
     row("STS", 0x388, "", "at Rb*size", SIZE, where={"at": shared(0, True)}, words=WORDS),
     row("STS", 0x988, "", "at Rb*size", SIZE, fixed={91: 1}, where={"at": shared(64, True)}, words=WORDS),
     row("LDS.U", 0x984, "Rd*size", "at", SIZE, fixed={76: 1}, where={"at": shared(0, True)}, words=WORDS, sms=(75,)),
+    row("LDS.U", 0x984, "Rd*size", "at", SIZE, fixed={76: 1, 91: 1}, where={"at": shared(32, True)}, words=WORDS, sms=(75,)),
     row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, where={"at": shared(0, False, "uniform")}, words=COUNTS),
     row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, fixed={91: 1},
         where={"at": shared(32, False, "uniform")}, words=COUNTS),

@@ -44,6 +44,7 @@ _ALL = {
     0x54: "SR_ESR_PC",
     0x55: "SR_ESR_PC_HI",
     0x60: "SR_HWTASKID",
+    **{0x64 + n: f"SR_PM{'_HI' * (n % 2)}{n // 2}" for n in range(16)},  # counters of performance
     0xFF: "SRZ",
 }
 _SINCE_90 = {0x41: "SR_CGAERRORSTATUS", 0x88: "SR_CgaCtaId", 0x89: "SR_GpcLocalCgaId", 0x8B: "SR_CTARegPoolSz"}

@@ -38,8 +38,8 @@ def text(i: Instruction, sm: int = 90) -> str:
     guard = "" if i.guard.value in (PT, UPT) and not i.guard.inv else f"@{_operand(i.guard, None, sm)} "
     operands = [_operand(o, slot, sm) for o, slot in zip((*dsts, *i.srcs), slots, strict=False)
                 if not (slot and slot.optional and absent(slot, o))]
-    if i.op in ("BRX", "CALL", "RET") and len(operands) > 1:  # a register and what is added to it
-        if i.op == "BRX" and isinstance(i.srcs[-1].value, Label) and not isinstance(i.srcs[-1].value.target, str):
+    if i.op in ("BRX", "BRXU", "CALL", "RET") and len(operands) > 1:  # a register and what is added to it
+        if i.op in ("BRX", "BRXU") and isinstance(i.srcs[-1].value, Label) and not isinstance(i.srcs[-1].value.target, str):
             operands[-1] = f"{i.srcs[-1].value.target - i.address - 16:#x}"
         operands[-2:] = [" ".join(operands[-2:])]
     return f"{guard}{'.'.join((i.op, *i.mods))}{' ' if operands else ''}{', '.join(operands)}".rstrip()
@@ -122,6 +122,8 @@ def constant(imm: Imm, style: str) -> str:
     """Raw bits as "int" (signed), "hex", "f32", "f16" (two halves, the high one first) or "f64" (the high word)."""
     if style == "int":
         return f"{imm.value - (1 << imm.bits) if imm.value >> imm.bits - 1 else imm.value:#x}"
+    if style == "set":
+        return f"{{{','.join(str(n) for n in reversed(range(imm.bits)) if imm.value >> n & 1)}}}"
     if style == "f32":
         value: float = struct.unpack("<f", struct.pack("<I", imm.value))[0]
         return number(value, imm.value >> 31, not imm.value >> 22 & 1)
