@@ -55,7 +55,7 @@ def pipe(i: Instruction, sm: int) -> str:
         return "vote"
     if op == "VIADD" and sm == 90:
         return "vadd"
-    if (op[0] == "U" or op == "VOTEU") and op not in _PIPES:
+    if (op[0] == "U" or op in ("VOTEU", "CS2UR")) and op not in _PIPES:
         return "udp"
     return _PIPES.get(op, "dec")
 
@@ -122,7 +122,7 @@ def _roles(op: str, mods: tuple[str, ...], sm: int) -> Roles:
     if p == "vote" or op == "ELECT":
         return Roles("alu", "alu", "p.disp", "u.vec", "u.vote", False)
     decoupled = p in ("dec", "agu", "cbu")
-    uniform = "u.cbu" if p == "cbu" else "u.dec" if decoupled or p in ("f64", "dmma") else "u.vec"
+    uniform = "u.cbu" if p == "cbu" and op != "BRXU" else "u.dec" if decoupled or p in ("f64", "dmma") else "u.vec"
     name = "fma" if p == "wide" else p
     return Roles(name, name, _PREDICATES.get(p, "p.dec"), uniform, "u.to", p == "wide")
 
