@@ -203,11 +203,12 @@ class GpuQueue(abc.ABC):
             self._steps += 1
             packets.append(ring.engine.fence(self._semaphore.address, self._steps))
             next_packets.insert(0, next_ring.engine.wait(self._semaphore.address, self._steps))
-        last[1].append(last[0].engine.fence(self._timeline.address, value))
         for s, v in signal:
             assert isinstance(s, GpuSignal)
             s.raiser = self
             last[1].append(last[0].engine.fence(s.address, v))
+        # The timeline comes last: whoever sees it takes the submission's place in the ring for free.
+        last[1].append(last[0].engine.fence(self._timeline.address, value))
         ends: dict[Any, Any] = {}
         for ring, packets in parts:
             for data in packets:
