@@ -20,3 +20,4 @@ def test_a_change_is_made_and_told_of() -> None:
     assert set(CHANGES) <= set(STEPS)
     row = probe.ask(URI, "launch", "qmd_type 0")
     assert not row["ok"] and "Xid 13" in row["said"] and row["step"] == "launch"
+    assert any("Xid" in line for line in row["log"])

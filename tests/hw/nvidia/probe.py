@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from devrt.device import DevrtError
+from devrt.device import DevrtError, parse_uri
 from tests.hw.nvidia.probe_changes import CHANGES
-from tests.hw.nvidia.probe_steps import STEPS, run
+from tests.hw.nvidia.probe_steps import STEPS, run, system_of
 
 LIMIT_S = 25.0  # of one process
 _MARK = "probe: "
@@ -38,8 +38,19 @@ def child(uri: str, step: str, change: str) -> int:
         made["said"] = f"{type(error).__name__}: {error.what} [{error.evidence}]"
     except Exception as error:  # whatever it is, the next question is asked
         made["said"] = f"{type(error).__name__}: {error}"
+    if not made["ok"]:
+        made["log"] = complaints(uri)
     print(_MARK + json.dumps(made, default=str), flush=True)
     os._exit(0)  # nothing waits for a GPU that hangs
+
+
+def complaints(uri: str) -> list[str]:
+    """The driver's last lines in the kernel log, where this process may read it."""
+    try:
+        lines = [line.text for line in system_of(parse_uri(uri)).kernel_log()]
+    except (OSError, DevrtError):
+        return []
+    return [text for text in lines if "NVRM" in text or "nvidia" in text][-20:]
 
 
 def ask(uri: str, step: str, change: str) -> dict[str, Any]:
