@@ -130,6 +130,7 @@ class Driver:
         self.flavour = _flavour(system)
         self.tables = tables_for(self.version)
         self.lock = threading.RLock()
+        self.closed = False
         self.abandoned = False  # whether its descriptors are not ours any more: nothing is given back then
         self.devices: dict[int, NvidiaDevice] = {}  # by index
         self.users = 0  # devices that are open, and closed ones with memory left
@@ -241,6 +242,7 @@ class Driver:
 
     def _close(self) -> None:
         """Closing the control node frees every object of the client, and closing nvidia-uvm every address range."""
+        self.closed = True
         if self._windows:
             self.system.munmap(self._windows, 2 * WINDOW)
             self._windows = 0

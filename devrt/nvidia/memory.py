@@ -122,11 +122,11 @@ class Region:
         if driver.abandoned:  # nothing of it is in this process, and something else may be at that address
             return
         actions: list[Callable[[], object]] = []
-        if self._range:
-            self._range = False
+        if self._range and not driver.closed:
             actions.append(lambda: driver.rm.uvm("can't free a range", "UVM_FREE", base=self.address, length=self.nbytes))
+        self._range = False
         actions.append(lambda: driver.system.munmap(self.address, self.nbytes))
-        if handle:
+        if handle and not driver.closed:
             actions.append(lambda: driver.rm.free(self.objects.device, handle))
         undo(*actions, self.objects.leave)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import cffi
 
-from devrt.device import DevrtError, InvalidArgument, Unsupported
+from devrt.device import DeviceLost, DevrtError, InvalidArgument, Unsupported
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.nv_alloc import EngineType, VaSpaceFlag
 from devrt.ioctl.nv_classes import Class, Classes, choose
@@ -37,6 +37,8 @@ class Objects:
         self._kept = 0    # of these, that wait for the last memory object
         self._users = 0   # memory objects
         self._open = True
+        self._gone = False  # closed when the GPU was lost
+        self.subdevice = 0
         self.friends: set[bytes] = set()
         driver.enter()
         self._undo.append(driver.leave)
@@ -206,16 +208,27 @@ class Objects:
 
     def close(self) -> None:
         """Take the GPU's address space back from nvidia-uvm, so that it can be opened anew; free the objects once no memory is
-        left."""
+        left. Those of a lost GPU are freed at once: the driver starts it anew only when nobody has it open any more."""
         self._open = False
         if not self.driver.abandoned:
+            self._gone = self._is_lost()
             while len(self._undo) > self._kept:
                 undo(self._undo.pop())
         self._finish()
 
+    def _is_lost(self) -> bool:
+        """Whether the driver has given the GPU up."""
+        try:
+            self.memory_info(FbInfo.HEAP_FREE)
+        except DeviceLost:
+            return True
+        except DevrtError:
+            return False
+        return False
+
     def _finish(self) -> None:
         with self.driver.lock:
-            if self._open or self._users or self.driver.abandoned:
+            if self._open or self._users and not self._gone or self.driver.abandoned:
                 return
             actions, self._undo = self._undo[::-1], []
         for action in actions:
