@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from devrt.ioctl.nv_alloc import ATTR, ATTR2, AllocFlag, CtxShareFlag, EngineType, VaSpaceFlag, flag
+from devrt.ioctl.nv_alloc import ATTR, ATTR2, NVOS02_FLAGS, AllocFlag, CtxShareFlag, EngineType, VaSpaceFlag, flag
 from devrt.ioctl.nv_classes import GENERATIONS, Class
 from devrt.ioctl.nv_status import Status
 from devrt.virtual.foreign import ProcessSpace
@@ -173,14 +173,14 @@ def pin_pages(call: Call) -> None:
         refuse(Status.NV_ERR_GPU_IS_LOST)
     handle = client.new_handle(params.hObjectNew)
     nbytes = params.limit + 1
-    if params.pMemory % PAGE or not params.pMemory:
-        refuse(Status.NV_ERR_INVALID_ADDRESS)
+    if params.pMemory % PAGE:
+        refuse(Status.NV_ERR_NOT_SUPPORTED)
     if nbytes % PAGE:
         refuse(Status.NV_ERR_INVALID_LIMIT)
-    if not call.process.memory.covers(params.pMemory, nbytes, write=not params.flags >> 22 & 1):
+    if not call.process.memory.covers(params.pMemory, nbytes, write=not flag(NVOS02_FLAGS, "ALLOC_USER_READ_ONLY", params.flags)):
         refuse(Status.NV_ERR_INVALID_ADDRESS)
     client.add(Memory(client, handle, params.hClass, parent, nbytes=nbytes, address=params.pMemory, foreign=call.process.foreign,
-                      gpu_read_only=bool(params.flags >> 22 & 1)))
+                      gpu_read_only=flag(NVOS02_FLAGS, "ALLOC_DEVICE_READ_ONLY", params.flags) == 1))
     params.hObjectNew = handle
 
 
