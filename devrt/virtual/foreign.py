@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 
 from devrt.ioctl.system import System
-from devrt.virtual.memory import PAGE, Access, AddressSpace
+from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault
 
 
 class ForeignMemory(Protocol):
@@ -13,6 +15,15 @@ class ForeignMemory(Protocol):
 
     def read(self, address: int, nbytes: int) -> bytes: ...
     def write(self, address: int, data: bytes) -> None: ...
+
+
+@contextlib.contextmanager
+def _reached(va: int, access: str) -> Iterator[None]:
+    """Raises MemoryFault where the process has nothing at that place any more."""
+    try:
+        yield
+    except OSError as error:
+        raise MemoryFault(va, access, "its process has unmapped it") from error
 
 
 class ProcessSpace(AddressSpace):
@@ -30,8 +41,14 @@ class ProcessSpace(AddressSpace):
     def read(self, va: int, nbytes: int) -> bytes:
         if not self._has_foreign(va, nbytes):
             return super().read(va, nbytes)
-        return b"".join(self.foreign.read(entry & ~(PAGE - 1) | at % PAGE, n) if entry & Access.FOREIGN else super(
-            ProcessSpace, self).read(at, n) for at, n, entry in self._pages(va, nbytes, "read"))
+        found = []
+        for at, n, entry in self._pages(va, nbytes, "read"):
+            if entry & Access.FOREIGN:
+                with _reached(at, "read"):
+                    found.append(self.foreign.read(entry & ~(PAGE - 1) | at % PAGE, n))
+            else:
+                found.append(super().read(at, n))
+        return b"".join(found)
 
     def write(self, va: int, data: bytes) -> None:
         if not self._has_foreign(va, len(data)):
@@ -40,7 +57,8 @@ class ProcessSpace(AddressSpace):
         for at, n, entry in self._pages(va, len(data), "write"):
             piece = data[at - va:at - va + n]
             if entry & Access.FOREIGN:
-                self.foreign.write(entry & ~(PAGE - 1) | at % PAGE, piece)
+                with _reached(at, "write"):
+                    self.foreign.write(entry & ~(PAGE - 1) | at % PAGE, piece)
             else:
                 super().write(at, piece)
 

@@ -260,6 +260,24 @@ def test_devrt_on_a_virtual_nvidia_gpu(tmp_path: Path) -> None:
         assert call in done.stderr
 
 
+KILLED = """
+import os, signal
+from devrt.device import Placement
+from devrt.ioctl.system import LinuxSystem
+from devrt.nvidia.device import NvidiaDevice
+memory = NvidiaDevice("nvidia:0", LinuxSystem()).alloc(150 << 20, Placement.DEVICE)
+print("allocated", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_memory_of_a_killed_process_is_free_again(tmp_path: Path) -> None:
+    """Of a GPU with 256 MiB."""
+    (tmp_path / "program.py").write_text(KILLED)
+    twice = f"{sys.executable} {tmp_path}/program.py; {sys.executable} {tmp_path}/program.py; true"
+    assert run("sh", "-c", twice, topology="nvidia/sm_86?vram=256M").stdout == "allocated\nallocated\n"
+
+
 def test_structs_are_the_headers(tmp_path: Path) -> None:
     """struct stat and statx by gcc's view of this machine; the notification's structs and requests by linux/seccomp.h."""
     status = Status(0o100444, 77, 3, 4096, (226, 128), 1234567)

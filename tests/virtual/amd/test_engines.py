@@ -431,7 +431,7 @@ def test_read_only_memory_faults_with_its_address(r: Rig) -> None:
 
 
 class _Other:
-    """Memory of another process, as devrt.virtual.amd.vm.ForeignMemory."""
+    """Memory of another process, as devrt.virtual.foreign.ForeignMemory."""
 
     def __init__(self) -> None:
         self.data = bytearray(8 * PAGE)
@@ -450,7 +450,6 @@ def test_memory_of_another_process(r: Rig) -> None:
     r.space = ProcessSpace(r.system, other)
     va = 0x5000_0000_0000
     r.space.map(va, PAGE, 8 * PAGE, SYSTEM | Access.FOREIGN)
-    r.space.any_foreign = True
     here = r.memory(4 * PAGE)
     r.space.map(here + PAGE, PAGE, PAGE, SYSTEM | Access.FOREIGN)
     for kind in ("pm4", "sdma"):
