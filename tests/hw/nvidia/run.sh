@@ -20,6 +20,8 @@ if ! "$PYTHON" -c 'import cffi, numpy, yaml, tabulate, llvmlite, pytest, hypothe
   "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" tests/hw/nvidia/wheels/*.whl || exit 2
   export PYTHONPATH=$PYTHONPATH:$site
 fi
+# While somebody has a card open the driver keeps it ready; without, each step would wait seconds for it to start.
+if (exec 9<>/dev/nvidia0) 2>/dev/null; then exec 9<>/dev/nvidia0; fi
 device=${DEVRT_HW:-nvidia:0}
 device=${device%% *}
 failed=0
