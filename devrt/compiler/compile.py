@@ -81,7 +81,7 @@ def _sass(p: Properties) -> Backend:
     t = sass.target(p.isa)
     part = min(p.scratch_bytes, sass.SHARED_A_GROUP)
     tuning = Tuning(sass.LANES, sass.REGISTERS, part // 4, part // 2, p.compute_units * t.groups, part, t.matrix_units, GPU_CHUNK,
-                    gathers=True, waves=sass.WAVES, group_bytes=p.scratch_bytes)
+                    gathers=True, waves=sass.WAVES, group_bytes=p.scratch_bytes, byte_units=t.byte_units)
     return Backend(tuning, t.key,
                    lambda program: backend.compile_program(program, t), lambda program: backend.assembly(program, t))
 

@@ -11,7 +11,7 @@ Beyond computing, it finds what no backend has to survive, and raises CompileErr
     a read of shared memory that nothing has written;
     a loop bound that differs among the lanes of a group;
     a streamed store of consecutive elements, not masked, that does not start at a multiple of `lanes`;
-    an mma whose tiles start at other than multiples of 8, or not at the same place in all lanes of a wave;
+    an mma whose tiles start at other than multiples of 16 bytes, or not at the same place in all lanes of a wave;
     a nibble of pairs whose indexes do not count on from an even one;
     a race: lanes run in no order between barriers and groups in none at all, so what one lane stores no other lane may
     load or store before the next barrier, nor ever in a parameter, which barriers do not order. Only lanes that store
@@ -263,25 +263,32 @@ class _Run:
         for v, (out, total) in enumerate(zip(i.out, sums, strict=True)):
             rows, columns = layout.place(v, lane)
             total = self._all(total)
-            for k in range(lir.MMA_SIDE):
-                total = arithmetic.evaluate("fma", a[:, wave, rows, k], b[:, wave, columns, k], total)
+            for k in range(layout.depth):
+                x, y = a[:, wave, rows, k], b[:, wave, columns, k]
+                if layout.sums.is_float:
+                    total = arithmetic.evaluate("fma", x, y, total)
+                else:
+                    total = arithmetic.evaluate("add", arithmetic.evaluate("mul", x, y), total)
             self._set(out, total)
 
     def _tile(self, i: Inst, n: int, stride: int, turned: bool) -> Array:
-        """The tiles of operand `n` of an mma as float32 (groups, wave, row, k). Every lane of a wave reads its tile."""
-        mem, side, lanes = i.mem, lir.MMA_SIDE, lir.LAYOUTS[i.attrs["layout"]].lanes
+        """The tiles of operand `n` of an mma in the type of its sums (groups, wave, row, k). Every lane of a wave reads its
+        tile."""
+        mem, layout = i.mem, lir.LAYOUTS[i.attrs["layout"]]
+        side, depth, lanes = lir.MMA_SIDE, layout.depth, layout.lanes
         assert isinstance(mem, Shared)
         first = self._all(self.registers[i.args[n]]).astype(np.int64)
         waves = first[:, ::lanes]
         on = self._where(i, None)
-        last = first + (side - 1) * stride + side - 1
-        if (odd := on & ((first != np.repeat(waves, lanes, axis=1)) | (first % lir.MMA_ALIGN != 0))).any():
-            self._fail(i, f"a tile of mma starts at a multiple of {lir.MMA_ALIGN}, the same in all lanes of a wave", odd)
+        last = first + ((depth - 1) * stride + side - 1 if turned else (side - 1) * stride + depth - 1)
+        if (odd := on & ((first != np.repeat(waves, lanes, axis=1)) | (first % layout.align != 0))).any():
+            self._fail(i, f"a tile of mma starts at a multiple of {layout.align}, the same in all lanes of a wave", odd)
         if (outside := on & ((first < 0) | (last >= mem.count))).any():
             self._fail(i, f"a tile from {first[outside][0]} on is outside {mem.name}[{mem.count}]", outside)
-        inside = np.arange(side)[:, None] * stride + np.arange(side)
+        row, k = np.arange(side)[:, None], np.arange(depth)
+        inside = k * stride + row if turned else row * stride + k
         start = np.where(self.active, waves + self.rows * mem.count, 0)
-        at, memory = start[:, :, None, None] + (inside.T if turned else inside), self.shared[mem.name]
+        at, memory = start[:, :, None, None] + inside, self.shared[mem.name]
         running = np.broadcast_to(self.active[:, :, None, None], at.shape)
         assert memory.defined is not None
         if (never := running & ~memory.defined[at]).any():
@@ -290,7 +297,7 @@ class _Run:
             self._fail(i, "race: a lane stored to a tile of mma, with no barrier in between",
                        on & np.repeat(race.any((2, 3)), lanes, axis=1))
         memory.reader[at[running]] = _SEVERAL
-        return convert.cast(memory.data[at], mem.dtype, dt.float32)
+        return convert.cast(memory.data[at], mem.dtype, layout.sums)
 
     def _barrier(self, i: Inst) -> None:
         rows = self.active[:, 0]

@@ -31,13 +31,14 @@ tested against it bit for bit.
     table                            constant array lookup; the index must lie inside
     lane_xor                         the value of lane (lane ^ mask), mask a constant below `lanes`
     lane_get                         the value of one lane, a constant, in all lanes
-    mma                              a matrix product by a matrix unit, C += A x B^T: float16 or bfloat16 tiles of 16 rows of 16
-                                     in one shared array, A[i][k] at a + i*lda + k and B[j][k] at b + j*ldb + k, or, of the
-                                     operands that `turned` names, A[i][k] at a + k*lda + i, B[j][k] at b + k*ldb + j. Lanes work
-                                     in waves, as many as `layout` has (Layout): a and b are the same in all lanes of a wave;
-                                     they, lda and ldb are multiples of 8. C is float32, spread over the wave's registers.
-                                     Here the sum runs over k in order, by fma; a device chooses its order and how it rounds in
-                                     between. Only programs of the fast tier hold it
+    mma                              a matrix product by a matrix unit, C += A x B^T: tiles of 16 rows of 16 float16 or bfloat16,
+                                     or of 32 int8 or uint8, in one shared array, A[i][k] at a + i*lda + k and B[j][k] at
+                                     b + j*ldb + k, or, of the operands that `turned` names, A[i][k] at a + k*lda + i, B[j][k] at
+                                     b + k*ldb + j. Lanes work in waves, as many as `layout` has (Layout): a and b are the same in
+                                     all lanes of a wave; they, lda and ldb are multiples of 16 bytes. C is spread over the wave's
+                                     registers. Of bytes it is int32, and sums wrap; else it is float32, and here the sum runs
+                                     over k in order, by fma: a device chooses its order and how it rounds in between, so that
+                                     only programs of the fast tier hold it
     when                             its body may run in every lane, so indexes must lie inside whatever the condition
 
 Lanes run in no order between barriers, and groups in none: what one lane stores no other lane may load or store before
@@ -99,8 +100,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a wave of `lanes` keeps a 16x16 matrix of float32: register v of lane l is the element whose row is the sum of
-    `rows`, whose column that of `columns`. `types`: what its units multiply; `turns`: whether they take turned operands."""
+    """Where a wave of `lanes` keeps a 16x16 matrix: register v of lane l is the element whose row is the sum of
+    `rows`, whose column that of `columns`. `types`: what its units multiply; `turns`: whether they take turned operands; `depth`:
+    how many k at once; `sums`: their type."""
 
     lanes: int
     registers: int
@@ -108,6 +110,13 @@ class Layout:
     columns: tuple[Part, ...]
     types: tuple[str, ...] = ("float16", "bfloat16")
     turns: bool = False
+    depth: int = 16
+    sums: DType = dt.float32
+
+    @property
+    def align(self) -> int:
+        """Elements of 16 bytes: what indexes and strides of mma are multiples of."""
+        return self.depth // 2
 
     def place(self, register: Any, lane: Any) -> tuple[Any, Any]:
         """(row, column), of numbers or arrays of them."""
@@ -126,16 +135,19 @@ _COLUMN_OF_LANE = (Part("lane", 1, modulo=16),)
 # m16n8 fragments: a quarter of the lanes to a row, two columns each; the second pair of registers 8 rows further on.
 _HMMA = ((Part("lane", 1, divided=4), Part("register", 8, divided=2, modulo=2)),
          (Part("lane", 2, modulo=4), Part("register", 1, modulo=2), Part("register", 8, divided=4)))
+_BYTES = ("int8", "uint8")
 # AMD's matrix instruction calculator: WMMA of RDNA 3 in waves of 32 lanes, MFMA 16x16x16 of CDNA 2 and 3. PTX ISA, "Matrix
 # fragments for mma.m16n8k16" and "..m16n8k8": HMMA, two side by side; Turing's multiplies float16 alone.
+# "..m16n8k32" and "..m8n8k16": IMMA, as many as give the same tile.
 LAYOUTS = {
     "wmma": Layout(32, 8, (Part("register", 2), Part("lane", 1, divided=16)), _COLUMN_OF_LANE),
     "mfma": Layout(64, 4, (Part("register", 1), Part("lane", 4, divided=16)), _COLUMN_OF_LANE),
     "hmma": Layout(32, 8, *_HMMA, turns=True),
     "hmma8": Layout(32, 8, *_HMMA, types=("float16",), turns=True),
+    "imma": Layout(32, 8, *_HMMA, types=_BYTES, depth=32, sums=dt.int32),
+    "imma8": Layout(32, 8, *_HMMA, types=_BYTES, depth=32, sums=dt.int32),
 }
-MMA_SIDE = 16  # rows, columns and depth of one mma
-MMA_ALIGN = 8  # elements: what its indexes and strides are multiples of
+MMA_SIDE = 16  # rows and columns of one mma
 
 
 @dataclass(frozen=True)
@@ -378,9 +390,9 @@ class Builder:
 
     def mma(self, tiles: Shared, a: Reg, lda: int, b: Reg, ldb: int, acc: Sequence[Reg], layout: str,
             turned: str = "") -> list[Reg]:
-        """acc + A x B^T of 16x16 tiles in `tiles`, which start at elements a and b, next rows lda and ldb later; columns, where
+        """acc + A x B^T of tiles in `tiles`, which start at elements a and b, next rows lda and ldb later; columns, where
         `turned` ("", "a", "b" or "ab") names the operand."""
-        out = tuple(self.reg(dt.float32) for _ in acc)
+        out = tuple(self.reg(r.dtype) for r in acc)
         attrs = {"lda": lda, "ldb": ldb, "layout": layout, "turned": turned}
         self._blocks[-1].append(Inst("mma", out, (a, b, *acc), attrs, tiles))
         return list(out)
@@ -533,10 +545,10 @@ def _mma_error(p: Program, i: Inst) -> str:
         return f"mma multiplies {' or '.join(layout.types)} in a shared array"
     if any(r.dtype is not p.index for r in i.args[:2]):
         return "mma takes its tiles by two index registers"
-    if [r.dtype for r in i.args[2:]] != [dt.float32] * layout.registers or len(i.out) != layout.registers:
-        return f"mma adds to {layout.registers} registers of float32"
-    if any(s < MMA_SIDE or s % MMA_ALIGN for s in (i.attrs["lda"], i.attrs["ldb"])):
-        return f"rows of mma's tiles are a multiple of {MMA_ALIGN} elements apart, at least {MMA_SIDE}"
+    if any([r.dtype for r in sums] != [layout.sums] * layout.registers for sums in (i.args[2:], i.out)):
+        return f"mma adds to {layout.registers} registers of {layout.sums}"
+    if any(s < layout.depth or s % layout.align for s in (i.attrs["lda"], i.attrs["ldb"])):
+        return f"rows of mma's tiles are a multiple of {layout.align} elements apart, at least {layout.depth}"
     return ""
 
 

@@ -41,27 +41,29 @@ def on(device: str, x: np.ndarray, dtype: DType) -> Array:
 # ----- LIR
 
 
-def mma_program(layout: str, dtype: DType, lda: int = 24, ldb: int = 40, a: int = 8, broken: str = "", turned: str = "",
-                waves: int = 1) -> lir.Program:
-    """out = a[16, 16] @ b[16, 16].T + c, all row-major, in each wave of 2 groups; `turned` operands lie the other way in shared
-    memory."""
+def mma_program(layout: str, dtype: DType, broken: str = "", turned: str = "", waves: int = 1) -> lir.Program:
+    """out = a[16, depth] @ b[16, depth].T + c, all row-major, in each wave of 2 groups; `turned` operands lie the other way in
+    shared memory."""
     form = lir.LAYOUTS[layout]
+    depth, a = form.depth, form.align
+    lda, ldb = depth + a, depth + 3 * a
     b = lir.Builder("mma", lanes=form.lanes * waves, groups=2)
     count = 512 * waves
-    x, y = b.param("x", dtype, count), b.param("y", dtype, count)
-    c, out = b.param("c", dt.float32, count), b.param("out", dt.float32, count, writable=True)
+    x, y = b.param("x", dtype, count * depth // 16), b.param("y", dtype, count * depth // 16)
+    c, out = b.param("c", form.sums, count), b.param("out", form.sums, count, writable=True)
     size = 16 * (lda + ldb)
     tiles = b.shared("tiles", dtype, a + size * waves)
     lane, wave = (b.rem(b.lane(), b.idx(form.lanes)), b.div(b.lane(), b.idx(form.lanes))) if waves > 1 else (b.lane(), b.idx(0))
-    group = b.mul(b.add(b.mul(b.group(), b.idx(waves)), wave), b.idx(256))
+    tile = b.add(b.mul(b.group(), b.idx(waves)), wave)
+    group = b.mul(tile, b.idx(256))
     mine = b.mul(wave, b.idx(size))
-    for turn in range(256 // form.lanes - (broken == "unwritten")):
+    for turn in range(16 * depth // form.lanes - (broken == "unwritten")):
         at = b.add(lane, b.idx(turn * form.lanes))
-        row, k = b.div(at, b.idx(16)), b.rem(at, b.idx(16))
+        row, k = b.div(at, b.idx(depth)), b.rem(at, b.idx(depth))
         for name, source, stride, first in (("a", x, lda, a), ("b", y, ldb, a + 16 * lda)):
             far, near = (k, row) if name in turned else (row, k)
             place = b.add(b.add(b.mul(far, b.idx(stride)), near), b.add(mine, b.idx(first)))
-            b.store(tiles, place, b.load(source, b.add(group, at)))
+            b.store(tiles, place, b.load(source, b.add(b.mul(tile, b.idx(16 * depth)), at)))
     if broken != "race":
         b.barrier()
     elements = [[16 * i + j for i, j in (form.place(v, lane) for lane in range(form.lanes))] for v in range(form.registers)]
@@ -100,6 +102,17 @@ def test_the_interpreter_refuses(broken: str, why: str) -> None:
     zeros = {"x": np.zeros(512, np.float16), "y": np.zeros(512, np.float16), "c": np.zeros(512, np.float32)}
     with pytest.raises(CompileError, match=why):
         interpreter.run(mma_program("wmma", dt.float16, broken=broken), {**zeros, "out": np.zeros(512, np.float32)})
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("imma", dt.int8), ("imma8", dt.uint8)])
+def test_mma_of_bytes_wraps(layout: str, dtype: DType) -> None:
+    rng = np.random.default_rng(5)
+    numbers = np.uint8 if dtype is dt.uint8 else np.int8
+    x, y = (rng.integers(np.iinfo(numbers).min, np.iinfo(numbers).max, (2, 16, 32), numbers, endpoint=True) for _ in range(2))
+    c, out = rng.integers(-(1 << 31), (1 << 31) - 1, (2, 16, 16), np.int32, endpoint=True), np.zeros(512, np.int32)
+    c[0, 0] = (1 << 31) - 1
+    interpreter.run(mma_program(layout, dtype), {"x": x.ravel(), "y": y.ravel(), "c": c.ravel(), "out": out})
+    np.testing.assert_array_equal(out.reshape(2, 16, 16), (c + x.astype(np.int64) @ y.transpose(0, 2, 1)).astype(np.int32))
 
 
 def test_the_verifier_refuses() -> None:
@@ -194,7 +207,7 @@ def test_the_code_holds_matrix_instructions(gfx: str, dtype: DType) -> None:
 def test_blocks_follow_the_shape() -> None:
     def block(m: int, n: int) -> tuple[int, int]:
         p = matrix_units.Product(1, m, n, 64, dt.float16, None, None, True, True, None, 0)  # type: ignore[arg-type]
-        found = matrix_units.plan(p, Tuning(32, 192, 8192, 32768, 60, 65536, "wmma"))
+        found = matrix_units.plan(p, Tuning(32, 192, 8192, 32768, 60, 65536), "wmma")
         return found.rows, found.columns
     assert block(4096, 4096) == (4, 4) and block(64, 64) == (1, 1)
     assert block(16, 1 << 16)[0] == 1
@@ -204,29 +217,34 @@ def test_groups_of_several_waves() -> None:
     """128 x 256 of C where shared memory holds it, beside the sums of an epilogue too, and fewer waves where not."""
     def block(room: int, work: int, m: int = 4096) -> matrix_units.Block:
         p = matrix_units.Product(1, m, 4096, 4096, dt.float16, None, None, True, False, None, work)  # type: ignore[arg-type]
-        return matrix_units.plan(p, Tuning(32, 160, 7168, 14336, 1056, 28672, "hmma", waves=8, group_bytes=room))
+        return matrix_units.plan(p, Tuning(32, 160, 7168, 14336, 1056, 28672, waves=8, group_bytes=room), "hmma")
     assert [(x.height, x.width, x.waves) for x in (block(99 << 10, 0), block(99 << 10, 9))] == [(128, 256, 8)] * 2
     assert block(64 << 10, 9).waves == 4 and block(99 << 10, 0, 64).height <= 64
 
 
 def run_interpreted(k: Kernel, lanes: int, units: str, arrays: list[np.ndarray], waves: int = 1) -> None:
-    program = pipeline.lower(k, "k", Tuning(lanes, 128, 8192, 32768, 4, 65536, units, waves=waves))
-    assert program.lanes == lanes * waves
+    program = pipeline.lower(k, "k", Tuning(lanes, 128, 8192, 32768, 4, 65536, waves=waves, **{
+        "byte_units" if lir.LAYOUTS[units].sums is dt.int32 else "matrix_units": units}))
+    assert lanes * min(waves, 2) <= program.lanes <= lanes * waves
     assert any(i.op == "mma" for i in lir.walk(program.body))
     interpreter.run(program, {f"p{n}": x for n, x in enumerate(arrays)})
 
 
-@pytest.mark.parametrize(("units", "waves"), [*[(name, 1) for name in lir.LAYOUTS], ("hmma", 4), ("hmma8", 8)])
+@pytest.mark.parametrize(("units", "waves"), [*[(name, 1) for name in lir.LAYOUTS], ("hmma", 4), ("hmma8", 8), ("imma", 4)])
 @pytest.mark.parametrize("shape", [(33, 40, 50), (8, 70, 5), (128, 130, 64)])
 def test_lowered_products_in_the_interpreter(units: str, waves: int, shape: tuple[int, int, int]) -> None:
     """No index leaves its array, nothing races, and sums over k in order are the exact tier's."""
     m, n, k = shape
     a, b = (random(dt.float16, *s).astype(np.float16) for s in ((m, k), (k, n)))
+    kind = lir.LAYOUTS[units].sums
+    if kind is dt.int32:
+        k = max(k, 16)
+        a, b = (np.random.default_rng(k).integers(-128, 127, s, np.int8, endpoint=True) for s in ((m, k), (k, n)))
     with devrt.fast():
-        (kernel,) = kernels(devrt.matmul(devrt.asarray(a).realize(), devrt.asarray(b).realize(), dtype=devrt.float32))
-    out = np.zeros(m * n, np.float32)
+        (kernel,) = kernels(devrt.matmul(devrt.asarray(a).realize(), devrt.asarray(b).realize(), dtype=kind))
+    out = np.zeros(m * n, np.float32 if kind is dt.float32 else np.int32)
     run_interpreted(kernel, lir.LAYOUTS[units].lanes, units, [out, a.ravel(), b.ravel()], waves)
-    exact = devrt.matmul(devrt.asarray(a), devrt.asarray(b), dtype=devrt.float32).numpy()
+    exact = devrt.matmul(devrt.asarray(a), devrt.asarray(b), dtype=kind).numpy()
     np.testing.assert_array_equal(out.reshape(m, n), exact)
 
 
@@ -283,12 +301,47 @@ def test_products_on_nvidia(sm: int, shape: tuple[int, int, int], layout: str, d
 def test_the_largest_groups_on_nvidia(along_k: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """128 x 256 of C in 8 warps, which plans give to large products alone; the last step is short."""
     monkeypatch.setenv("DEVRT_CACHE", str(tmp_path))
-    monkeypatch.setattr(matrix_units, "plan", lambda p, t: matrix_units.Block(4, 4, 2, 4))
+    monkeypatch.setattr(matrix_units, "plan", lambda p, t, units: matrix_units.Block(4, 4, 2, 4))
     a, b = random(dt.bfloat16, 130, 88), random(dt.bfloat16, 88, 264)
     left, right = (on("virtual:nvidia/sm_86", x, dt.bfloat16) for x in (a if along_k else a.T, b.T if along_k else b))
     with devrt.fast():
         got = devrt.matmul(left if along_k else left.T, right.T if along_k else right, dtype=devrt.float32).numpy()
     within(got, a, b)
+
+
+@pytest.mark.parametrize(("sm", "dtype", "shape", "layout"), [
+    (86, np.int8, (40, 50, 64), "kn"), (86, np.uint8, (17, 33, 40), "mk"), (75, np.int8, (33, 40, 99), "kk"),
+    (75, np.uint8, (64, 16, 64), "kn")], ids=str)
+def test_products_of_bytes(sm: int, dtype: type, shape: tuple[int, int, int], layout: str) -> None:
+    """On matrix units in the exact tier, with the CPU's bits: signs, the largest numbers, sums that are rounded or wrap."""
+    m, n, k = shape
+    rng, ends = np.random.default_rng(m), np.iinfo(dtype)
+    a, b = (rng.integers(ends.min, ends.max, s, dtype, endpoint=True) for s in ((m, k), (k, n)))
+    a[3], b[:, 5] = ends.min or 255, ends.min or 255
+
+    def products(device: str) -> list[np.ndarray]:
+        left, right = devrt.asarray(a if layout[0] == "k" else a.T, device=device).realize(), devrt.asarray(
+            b if layout[1] == "n" else b.T, device=device).realize()
+        left, right = left if layout[0] == "k" else left.T, right if layout[1] == "n" else right.T
+        wide = devrt.int32 if dtype is np.int8 else devrt.uint32
+        return [devrt.matmul(left, right, dtype=wide).numpy(), (left @ right).numpy(),
+                (left.astype(wide) @ right.astype(wide)).astype(devrt.float32).numpy()]
+    for got, want in zip(products(f"virtual:nvidia/sm_{sm}"), products("cpu"), strict=True):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(products("cpu")[0], a.astype(np.int64) @ b.astype(np.int64))
+
+
+def test_only_products_of_bytes_are_on_byte_units() -> None:
+    """What was only made wider counts; different signs, other types and a handful of k do not."""
+    t = pipeline.backend_for(Properties("sm_90", "nvidia", "sm_90", 132, 32, 1 << 34, 227 << 10)).tuning
+
+    def units(a: devrt.DType, b: devrt.DType, wide: devrt.DType, k: int = 64) -> bool:
+        x, y = devrt.zeros((32, k), dtype=a).realize(), devrt.zeros((k, 32), dtype=b).realize()
+        (kernel,) = kernels(devrt.matmul(x.astype(wide), y.astype(wide)))
+        return any(i.op == "mma" for i in lir.walk(pipeline.lower(kernel, "k", t).body))
+    assert units(devrt.int8, devrt.int8, devrt.int32) and units(devrt.uint8, devrt.uint8, devrt.uint32)
+    assert not units(devrt.int8, devrt.uint8, devrt.int32) and not units(devrt.int16, devrt.int16, devrt.int32)
+    assert not units(devrt.int8, devrt.int8, devrt.int64) and not units(devrt.int8, devrt.int8, devrt.int32, k=9)
 
 
 @pytest.mark.parametrize("other", ["cpu", "virtual:amd/gfx90a", "virtual:amd/gfx1030", "virtual:amd/gfx1201"])

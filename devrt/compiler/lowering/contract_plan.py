@@ -22,7 +22,8 @@ _LATENCY = 8  # independent fma chains that keep both units busy (latency 4)
 class Tuning:
     """The machine: f32 lanes of a vector register, vector registers, data cache bytes of a core, groups that run at once (on a
     CPU: cores), and the bytes of shared memory that a group may use. `matrix_units`: the layout of a product in their registers
-    (lir.LAYOUTS), "" without; only what a kernel of the fast tier becomes depends on it. `chunk`: elements that a group of an
+    (lir.LAYOUTS), "" without; only what a kernel of the fast tier becomes depends on it. `byte_units`: the same for products of
+    bytes, in every tier. `chunk`: elements that a group of an
     element-wise kernel handles, long enough to hide its start, short enough to balance. `gathers`: lanes read shared memory at
     places of their own as fast as side by side (a GPU). `waves`: how many a group may have; `lanes` are those of one, and
     `scratch_bytes` its share of the `group_bytes` at most."""
@@ -38,6 +39,7 @@ class Tuning:
     gathers: bool = False
     waves: int = 1
     group_bytes: int = SCRATCH
+    byte_units: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""Contraction on matrix units: C[batch, m, n] = sum over k of A[batch, m, k] * B[batch, k, n] of float16 or bfloat16, as LIR.
+"""Contraction on matrix units: C[batch, m, n] = sum over k of A[batch, m, k] * B[batch, k, n] of halves or bytes, as LIR.
 
-The fast tier: sums are float32, in the order that the device's matrix units have.
+Of float16 and bfloat16, for the fast tier: sums are float32, in the order that the device's matrix units have. Of int8 and uint8,
+for every tier: sums are int32 and wrap, so that their order makes no difference.
 
     group   a rectangle of C in the registers of a wave, or of a grid of waves, which share what is brought; a wave has a block of
             16x16 tiles of it
-    step    up to 32 of k: the rows of A and the columns of B that the group needs, in shared memory; every tile of A meets every
-            tile of B of a wave. While one step is computed the next one is on its way from memory to registers; it goes to the
-            other half of shared memory, so that a step needs one barrier
+    step    up to two tiles of k: the rows of A and the columns of B that the group needs, in shared memory; every tile of A meets
+            every tile of B of a wave. While one step is computed the next one is on its way from memory to registers; it goes to
+            the other half of shared memory, so that a step needs one barrier
 
 Every lane brings runs of neighbours, which a backend may read as one where they lie so in memory, and stores them as they lie if
 matrix units take turned operands; if not, k becomes contiguous. Rows beyond m and n repeat others, whose sums nobody stores;
@@ -18,19 +19,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from devrt.compiler.dtypes import DType, float32
+from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import LAYOUTS, MMA_SIDE, Builder, Layout, Part, Reg
 from devrt.compiler.lowering.contract_plan import Tuning
 
-_STEP = 32  # of k
-_PADDING = 8  # elements between rows in shared memory, so that they start in different banks
-_RUN = 8  # elements that a lane brings at once: 16 bytes
-_BROUGHT = 64  # elements of a step that a lane holds beside its sums; a step that asks for more is shorter
+_STEP = 2  # tiles of k
+_BROUGHT = 128  # bytes of a step that a lane holds beside its sums; a step that asks for more is shorter
 _TILES = (1, 2, 4)  # a side of a wave's block: 4x4 tiles are 128 registers of a wave of 32 lanes
 _GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 2))  # of waves
 _UNROLLED_EPILOGUE = 4  # instructions; a longer one is not repeated for every register
-# Of a unit that runs several waves at once, what each of them gets in a cycle: multiplications, bytes from memory (of the cache
-# that all units share; measured on no device, for NVIDIA a guess from 24 bytes a multiprocessor) and from shared memory.
+# Of a unit that runs several waves at once, what each of them gets in a cycle: multiplications of halves, bytes from memory (the
+# cache that all units share; measured on no device, for NVIDIA a guess from 24 a multiprocessor) and from shared memory.
 _PRODUCTS, _MEMORY_BYTES, _SHARED_BYTES = 128, 3, 16
 _START = 500  # cycles of a group outside its steps
 
@@ -39,10 +38,11 @@ _START = 500  # cycles of a group outside its steps
 class Product:
     """What to compute; sizes in elements.
 
-    dtype:   of the operands, float16 or bfloat16
+    dtype:   of the operands
     a, b:    (builder, batch, m, k) and (builder, batch, k, n) -> the value as `dtype`, any of the indexes differing between lanes
     a_along_k, b_along_k: whether neighbouring k are neighbours in memory
-    store:   (builder, batch, m, n, value, mask), epilogue included; `store_work` its instructions beside load and store
+    store:   (builder, batch, m, n, value in the type of the units' sums, mask), epilogue included; `store_work` its instructions
+             beside load and store
     """
 
     batch: int
@@ -87,32 +87,34 @@ class Block:
     def groups(self, p: Product) -> int:
         return p.batch * _over(p.m, self.height) * _over(p.n, self.width)
 
-    def depth(self, p: Product, lanes: int) -> int:
-        """Of a step, for waves of so many lanes."""
-        step = _STEP if (self.height + self.width) * _STEP <= _BROUGHT * lanes * self.waves else _STEP // 2
-        return min(step, _round_up(p.k, MMA_SIDE))
+    def depth(self, p: Product, layout: Layout) -> int:
+        """Of a step."""
+        step = _STEP * layout.depth
+        if (self.height + self.width) * step * p.dtype.bits // 8 > _BROUGHT * layout.lanes * self.waves:
+            step = layout.depth
+        return min(step, _round_up(p.k, layout.depth))
 
 
-def plan(p: Product, t: Tuning) -> Block:
-    """The block that is done soonest."""
-    layout = LAYOUTS[t.matrix_units]
+def plan(p: Product, t: Tuning, units: str) -> Block:
+    """The block that is done soonest on matrix units with the layout `units`."""
+    layout = LAYOUTS[units]
     found = [Block(r, c, *grid) for grid in _GRIDS for r in _TILES for c in _TILES]
     return min((block for block in found if block.waves <= t.waves and _fits(block, p, t, layout)),
                key=lambda block: _cost(block, p, t))
 
 
 def _fits(block: Block, p: Product, t: Tuning, layout: Layout) -> bool:
-    lanes = layout.lanes
-    sides = [side.count for side in _places(block, p, layout, block.depth(p, lanes))]
-    sums = 4 * block.columns * layout.registers * lanes * block.waves
-    return 4 * sum(sides) + sums * p.staged <= min(t.scratch_bytes * block.waves, t.group_bytes)
+    sides = [side.count * p.dtype.bits // 8 for side in _places(block, p, layout, block.depth(p, layout))]
+    sums = 4 * block.columns * layout.registers * layout.lanes * block.waves
+    return 2 * sum(sides) + sums * p.staged <= min(t.scratch_bytes * block.waves, t.group_bytes)
 
 
 def _cost(block: Block, p: Product, t: Tuning) -> float:
     """Cycles until the last group is done: what takes longest of a step, and some of the rest, which does not overlap fully."""
-    edge = 2 * (block.height + block.width) / block.waves  # bytes that a wave brings for each k
-    parts = (block.rows * block.columns * MMA_SIDE ** 2 / _PRODUCTS, edge / _MEMORY_BYTES,
-             (2 * MMA_SIDE * (block.rows + block.columns) + edge) / _SHARED_BYTES)
+    size = p.dtype.bits // 8
+    edge = size * (block.height + block.width) / block.waves  # bytes that a wave brings for each k
+    parts = (block.rows * block.columns * MMA_SIDE ** 2 * size / 2 / _PRODUCTS, edge / _MEMORY_BYTES,
+             (size * MMA_SIDE * (block.rows + block.columns) + edge) / _SHARED_BYTES)
     turns = _over(block.groups(p), max(1, t.units // block.waves))
     return turns * ((max(parts) + sum(parts) / 4) * p.k + _START)
 
@@ -136,7 +138,7 @@ def _places(block: Block, p: Product, layout: Layout, depth: int) -> tuple[_Plac
     """Of both operands for one step."""
     def place(size: int, along_k: bool) -> _Place:
         turned = layout.turns and not along_k
-        pitch = (size if turned else depth) + _PADDING
+        pitch = (size if turned else depth) + layout.align  # a row starts in other banks than the one before
         return _Place(pitch, pitch * (depth if turned else size), turned)
     return place(block.height, p.a_along_k), place(block.width, p.b_along_k)
 
@@ -162,12 +164,12 @@ class _Lowering:
         self.thread, lanes = b.lane(), b.idx(self.layout.lanes)
         self.threads = self.layout.lanes * block.waves
         self.lane, wave = (b.rem(self.thread, lanes), b.div(self.thread, lanes)) if block.waves > 1 else (self.thread, b.idx(0))
-        self.depth = block.depth(p, self.layout.lanes)
+        self.depth = block.depth(p, self.layout)
         places = _places(block, p, self.layout, self.depth)
         self.half = sum(place.count for place in places)
         self.tiles = b.shared("tiles", p.dtype, (1 + (p.k > self.depth)) * self.half)
         if p.staged:
-            self.sums = b.shared("sums", float32, block.columns * self.layout.registers * self.threads)
+            self.sums = b.shared("sums", self.layout.sums, block.columns * self.layout.registers * self.threads)
         across = b.idx(_over(p.n, block.width))
         group, down = b.group(), b.idx(_over(p.m, block.height))
         rest = b.div(group, across)
@@ -184,7 +186,7 @@ class _Lowering:
         b, p, block = self.b, self.p, self.block
         steps, rest = divmod(p.k, self.depth)
         counts = [self.depth] * steps + [rest] * bool(rest)
-        sums = [b.const(float32, 0)] * (block.rows * block.columns * self.layout.registers)
+        sums = [b.const(self.layout.sums, 0)] * (block.rows * block.columns * self.layout.registers)
         self.keep(self.bring(b.idx(0), counts[0]), b.idx(0))
         b.barrier()
         turns = max(0, steps - 1)  # those behind which a whole step comes
@@ -221,8 +223,8 @@ class _Lowering:
     def brought(self, side: _Side, k0: Reg, count: int) -> Iterator[tuple[Reg, Reg]]:
         """Lanes lie side by side along k or along the rows, whichever lies so in memory; runs are along what is contiguous in
         shared memory."""
-        b, place, depth = self.b, side.place, _round_up(count, MMA_SIDE)
-        run = min(_RUN, side.size * depth // self.threads)
+        b, place, depth = self.b, side.place, _round_up(count, self.layout.depth)
+        run = min(self.layout.align, side.size * depth // self.threads)
         inner, outer = (side.size, depth) if place.turned else (depth, side.size)
         runs = inner // run
         for first in range(0, runs * outer, self.threads):
@@ -259,7 +261,7 @@ class _Lowering:
         b, registers = self.b, self.layout.registers
         out = list(sums)
         a, c = self.sides
-        for k in range(0, count, MMA_SIDE):
+        for k in range(0, count, self.layout.depth):
             for tile in range(self.block.rows * self.block.columns):
                 i, j = divmod(tile, self.block.columns)
                 mine = slice(tile * registers, (tile + 1) * registers)

@@ -11,7 +11,7 @@ from devrt.compiler.lowering import attention, contract, expression, matrix_unit
 from devrt.compiler.lowering.contract_plan import Tuning
 from devrt.compiler.lowering.expression import Scope, check
 from devrt.compiler.lowering.map import write
-from devrt.compiler.ops import ELEMENTWISE
+from devrt.compiler.ops import ELEMENTWISE, Op
 
 
 def _stages(k: Kernel) -> tuple[Contract | Attend, Store]:
@@ -74,8 +74,9 @@ def work(e: Ex, dtype: DType) -> int:
 
 def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
     """The LIR of a matrix product with its epilogue."""
-    if t.matrix_units and _fits_matrix_units(k, t.matrix_units):
-        return _lower_on_matrix_units(k, name, t)
+    for units in (t.matrix_units, t.byte_units):
+        if units and _fits_matrix_units(k, units):
+            return _lower_on_matrix_units(k, name, t, units)
     calls = _Callbacks()
     c = contraction_of(k, calls)
     tile = tiles.plan(c, t)
@@ -92,24 +93,38 @@ def lower_contract(k: Kernel, name: str, t: Tuning) -> Program:
 
 
 def _fits_matrix_units(k: Kernel, units: str) -> bool:
+    """Sums of halves are the device's own, which only the fast tier takes; those of bytes are exact where they wrap."""
     s, _ = _stages(k)
-    return (isinstance(s, Contract) and s.fast and s.dtype is dt.float32 and s.a.dtype is s.b.dtype
-            and s.a.dtype.name in LAYOUTS[units].types and min(s.batch.size, s.m.size, s.n.size, s.k.size) > 0)
+    if not isinstance(s, Contract) or min(s.batch.size, s.m.size, s.n.size, s.k.size) == 0:
+        return False
+    layout, a, b = LAYOUTS[units], _narrow(s.a, s.dtype), _narrow(s.b, s.dtype)
+    if a.dtype is not b.dtype or a.dtype.name not in layout.types:
+        return False
+    if layout.sums.is_float:
+        return s.fast and s.dtype is layout.sums
+    return s.dtype in (dt.int32, dt.uint32) and s.k.size >= layout.align
 
 
-def _lower_on_matrix_units(k: Kernel, name: str, t: Tuning) -> Program:
+def _narrow(e: Ex, dtype: DType) -> Ex:
+    """A byte that was only made wider is multiplied as it was."""
+    return e.args[0] if e.op is Op.CAST and dtype in (dt.int32, dt.uint32) and e.args[0].dtype in (dt.int8, dt.uint8) else e
+
+
+def _lower_on_matrix_units(k: Kernel, name: str, t: Tuning, units: str) -> Program:
     s, out = _stages(k)
     assert isinstance(s, Contract)
     calls = _Callbacks()
+    left, right, store = _narrow(s.a, s.dtype), _narrow(s.b, s.dtype), calls.store(out, s.name, s.batch, s.m, s.n)
     p = matrix_units.Product(
-        batch=s.batch.size, m=s.m.size, n=s.n.size, k=s.k.size, dtype=s.a.dtype,
-        a=calls.stored(s.a, s.batch, s.m, s.k), b=calls.stored(s.b, s.batch, s.k, s.n),
+        batch=s.batch.size, m=s.m.size, n=s.n.size, k=s.k.size, dtype=left.dtype,
+        a=calls.stored(left, s.batch, s.m, s.k), b=calls.stored(right, s.batch, s.k, s.n),
         a_along_k=s.a_contiguous == "k", b_along_k=s.b_contiguous == "k",
-        store=calls.store(out, s.name, s.batch, s.m, s.n), store_work=work(out.value, s.dtype))
-    block = matrix_units.plan(p, t)
+        store=lambda b, batch, m, n, value, mask: store(b, batch, m, n, b.bitcast(value, s.dtype), mask),
+        store_work=work(out.value, s.dtype))
+    block = matrix_units.plan(p, t, units)
     b = Builder(name, lanes=t.lanes * block.waves, groups=block.groups(p))
     calls.params = expression.params_of(b, k)
-    matrix_units.lower(b, p, block, t.matrix_units)
+    matrix_units.lower(b, p, block, units)
     return b.finish()
 
 

@@ -54,7 +54,7 @@ class Selector(Emitter):
         self.system = ("SYS",) if target.sm == 75 else ()
         self.minus_zero = self.derived(ZERO, "minus", lambda: Operand(ZERO.value, neg=True))
         self.fragments: dict[tuple[int, int], Operand] = {}  # what LDSM brought, until memory changes
-        self.halves: dict[sass.Reg, tuple[Operand, int]] = {}  # half 0 or 1 of a word that was loaded
+        self.parts: dict[sass.Reg, tuple[Operand, int, int]] = {}  # which of 2 halves or 4 bytes of a word that was loaded
         self._order = 0
         self._halves: dict[tuple[object, ...], Int] = {}
         self.uses = Counter(r for i in lir.walk(program.body) for r in i.args)
@@ -68,7 +68,7 @@ class Selector(Emitter):
         self.put("EXIT", (), (), ())
         code = optimise.without_dead(self.regions[0])
         code = optimise.renamed(select_memory.merge(self, code), self.renamed)
-        if self.halves:
+        if self.parts:
             code = optimise.without_dead(code)
         code = optimise.in_place(code, f.words)
         f.params = [(prm.name, 8 * n, 8) for n, prm in enumerate(p.params)]

@@ -16,6 +16,7 @@ from devrt.compiler.sass.instruction import ZERO as ZEROS
 from devrt.compiler.sass.instruction import Address, File, Operand, Reg
 from devrt.compiler.sass.select_emit import ZERO
 from devrt.compiler.sass.select_float import bits32
+from devrt.compiler.sass.select_memory import bytes_of
 from devrt.compiler.sass.target import LANES
 
 if TYPE_CHECKING:
@@ -41,25 +42,39 @@ def table_bytes(t: lir.Table) -> bytes:
 
 
 def multiply(s: Selector, i: lir.Inst) -> None:
-    """HMMA: two products of 16x8 beside each other, each 16 deep (Turing: two of 8 deep). LDSM.4 brings four blocks of 8x8
-    halves: of A from top left to bottom right by columns, of B (whose rows are columns of the product) by rows."""
+    """HMMA: two products of 16x8 beside each other, each 16 deep (Turing: two of 8 deep). IMMA: the same with two bytes for each
+    half (Turing: four products of 8x8, half as deep). LDSM.4 brings four blocks of 8x8 halves: of A from top left to bottom right
+    by columns, of B (whose rows are columns of the product) by rows."""
     assert isinstance(i.mem, lir.Shared)
     turned = i.attrs["turned"]
     a = _fragment(s, i.mem, i.args[0], i.attrs["lda"], down=True, turned="a" in turned)
     b = _fragment(s, i.mem, i.args[1], i.attrs["ldb"], down=False, turned="b" in turned)
-    deep = i.attrs["layout"] == "hmma"
-    kind = ("16816" if deep else "1688", "F32", *(("BF16",) if i.mem.dtype is dt.bfloat16 else ()))
+    d, deep = i.mem.dtype, i.attrs["layout"] in ("hmma", "imma")
+    if bytes_of(d) == 1:
+        op, kind = "IMMA", ("16832" if deep else "8816", *2 * ("S8" if d is dt.int8 else "U8",))
+        a, b = replace(a, select="ROW"), replace(b, select="COL")
+    else:
+        op, kind = "HMMA", ("16816" if deep else "1688", "F32", *(("BF16",) if d is dt.bfloat16 else ()))
+
+    def part(x: Operand, word: int, words: int = 1) -> Operand:
+        assert isinstance(x.value, Reg)
+        return replace(x, value=x.value.part(word, words))
     for half in range(2):
         sums = i.args[2 + 4 * half:6 + 4 * half]
         before = _four(s, [s.word(r) for r in sums], all(s.uses[r] == 1 for r in sums))
         total = s.new(4) if before.value == _ZEROS else before
         if deep:
-            s.put("HMMA", kind, (total,), (a, s.part(b, 2 * half, 2), before))
+            s.put(op, kind, (total,), (a, part(b, 2 * half, 2), before))
         else:
             for k in range(2):
-                s.put("HMMA", kind, (total,), (s.part(a, 2 * k, 2), s.part(b, 2 * half + k), total if k else before))
+                added, right = total if k else before, part(b, 2 * half + k)
+                if op == "HMMA":
+                    s.put(op, kind, (total,), (part(a, 2 * k, 2), right, added))
+                else:
+                    for row in range(2):
+                        s.put(op, kind, (part(total, 2 * row, 2),), (part(a, 2 * k + row), right, part(added, 2 * row, 2)))
         for k in range(4):
-            s.values[i.out[4 * half + k]] = s.part(total, k)
+            s.define(i.out[4 * half + k], s.part(total, k))
 
 
 def _fragment(s: Selector, mem: lir.Shared, start: lir.Reg, stride: int, *, down: bool, turned: bool) -> Operand:
@@ -75,10 +90,11 @@ def _fragment(s: Selector, mem: lir.Shared, start: lir.Reg, stride: int, *, down
         row = integer.add(s, integer.logic(s, "and", lane, s.imm(7)), integer.shift_right(s, right, s.imm(1), signed=False))
         right = integer.shift_left(s, integer.logic(s, "and", lane, s.imm(8)), s.imm(1))
     at = s.number(start)
-    mine = integer.mul(s, row, s.imm(2 * stride), right)
+    size = bytes_of(mem.dtype)
+    mine = integer.mul(s, row, s.imm(size * stride), right)
     if at.terms:
-        mine = integer.add(s, mine, index.word_sum(s, tuple((t, 2 * f) for t, f in at.terms), 0))
-    key = id(mine), s.offsets[mem.name] + 2 * at.const
+        mine = integer.add(s, mine, index.word_sum(s, tuple((t, size * f) for t, f in at.terms), 0))
+    key = id(mine), s.offsets[mem.name] + size * at.const
     found = s.fragments.get(key)
     if found is None:
         found = s.fragments[key] = s.new(4)

@@ -144,16 +144,19 @@ def nibble(s: Selector, i: lir.Inst) -> None:
 
 _WIDTHS = {4: (), 8: ("64",), 16: ("128",)}
 _FENCES = ("BAR", "BRA", "SHFL", "LDSM")  # nothing is merged across
-_ALONE = ("U8", "S8", "S16", "64")  # these are not merged
-_LOW, _HIGH, _BOTH = 0x4410, 0x4432, 0x5410  # of PRMT: a half of the first, zeros from the second; the low halves of both
+_ALONE = ("S16", "64")  # these are not merged
+_PARTS = {"U16": 2, "U8": 1, "S8": 1}  # bytes
+# Of PRMT: what takes an element out of a word, the rest from a second one that is 0, or copies of the sign.
+_TAKES = {"U16": (0x4410, 0x4432), "U8": (0x4440, 0x4441, 0x4442, 0x4443), "S8": (0x8880, 0x9991, 0xAAA2, 0xBBB3)}
+_BYTES, _BOTH = 0x5140, 0x5410  # the low bytes, the low halves of both
 
 _Member = tuple[int, Instruction]
 
 
 def merge(s: Selector, code: list[Instruction | str]) -> list[Instruction | str]:
-    """Words or halves next to each other, at an address that is aligned for all of them, become one access: loads where the first
-    of them stands, stores where the last does. In between there is no store, and for stores no load, that could mean the same
-    place."""
+    """Words, halves or bytes next to each other, at an address that is aligned for all of them, become one access: loads where
+    the first of them stands, stores where the last does. In between there is no store, and for stores no load, that could mean
+    the same place."""
     groups: dict[tuple[object, ...], list[_Member]] = {}
     found: list[list[_Member]] = []
     for n, item in enumerate(code):
@@ -192,9 +195,9 @@ def _merge_group(s: Selector, group: list[_Member], out: list[list[Instruction |
     offsets = {_offset(item): (n, item) for n, item in group}
     if len(offsets) < len(group):
         return  # one place twice: keep the order
-    each = 2 if "U16" in group[0][1].mods else 4
+    each = _part_of(group[0][1]) or 4
     for start in sorted(offsets):
-        for size in (16, 8, 4)[:3 if each == 2 else 2]:
+        for size in (16, 8, 4)[:3 if each < 4 else 2]:
             members = [offsets[start + k] for k in range(0, size, each) if start + k in offsets]
             if len(members) == size // each and s.aligned[id(members[0][1].srcs[0].value)] % size == 0:
                 _vector(s, members, size, out)
@@ -203,25 +206,31 @@ def _merge_group(s: Selector, group: list[_Member], out: list[list[Instruction |
                 break
 
 
+def _part_of(item: Instruction) -> int:
+    """Bytes of an element that is a part of a word, else 0."""
+    return next((_PARTS[m] for m in item.mods if m in _PARTS), 0)
+
+
 def _vector(s: Selector, members: list[_Member], size: int, out: list[list[Instruction | str]]) -> None:
     first = members[0][1]
     whole = s.new(size // 4)
     words = [whole] if size == 4 else [s.part(whole, k) for k in range(size // 4)]
     tail = tuple(m for m in first.mods if m in ("CONSTANT", "SYS"))
-    mods = (*(m for m in first.mods if m not in tail and m != "U16"), *_WIDTHS[size], *tail)
+    mods = (*(m for m in first.mods if m not in tail and m not in _PARTS), *_WIDTHS[size], *tail)
     place = (min if first.dsts else max)(n for n, _ in members)
     for n, _ in members:
         out[n] = []
-    halves = "U16" in first.mods
+    part = _part_of(first)
     if first.dsts:
-        taken = _halves_of(s, words, [item for _, item in members]) if halves else []
-        if not halves:
+        taken = _parts_of(s, words, [item for _, item in members]) if part else []
+        if not part:
             s.renamed.update((_register(item.dsts[0]), _register(word)) for (_, item), word in zip(members, words, strict=True))
         out[place] = [Instruction(first.op, mods, (whole,), first.srcs, first.guard), *taken]
         return
     values = [item.srcs[1] for _, item in members]
-    if halves:
-        together = [_together(s, word, *values[2 * k:2 * k + 2]) for k, word in enumerate(words)]
+    if part:
+        count = 4 // part
+        together = [x for k, word in enumerate(words) for x in _together(s, word, values[count * k:count * (k + 1)])]
     else:
         together = [Instruction("MOV", (), (word,), (value,)) for word, value in zip(words, values, strict=True)]
     out[place] = [*together, Instruction(first.op, mods, (), (first.srcs[0], whole), first.guard)]
@@ -232,17 +241,25 @@ def _register(o: Operand) -> Reg:
     return o.value
 
 
-def _halves_of(s: Selector, words: list[Operand], loads: list[Instruction]) -> list[Instruction]:
-    """What takes each load's half out of the words."""
+def _parts_of(s: Selector, words: list[Operand], loads: list[Instruction]) -> list[Instruction]:
+    """What takes each load's element out of the words."""
+    takes = next(_TAKES[m] for m in loads[0].mods if m in _TAKES)
+    count = len(takes)
     for n, load in enumerate(loads):
-        s.halves[_register(load.dsts[0])] = words[n // 2], n % 2
-    return [Instruction("PRMT", (), load.dsts, (words[n // 2], s.imm(_HIGH if n % 2 else _LOW), ZERO))
+        s.parts[_register(load.dsts[0])] = words[n // count], n % count, count
+    return [Instruction("PRMT", (), load.dsts, (words[n // count], s.imm(takes[n % count]), ZERO))
             for n, load in enumerate(loads)]
 
 
-def _together(s: Selector, word: Operand, low: Operand, high: Operand) -> Instruction:
-    """Two halves in a word, which may be the word that they were taken out of."""
-    a, b = (s.halves.get(_register(x)) for x in (low, high))
-    if a is not None and b is not None and a[0] is b[0] and (a[1], b[1]) == (0, 1):
-        return Instruction("MOV", (), (word,), (a[0],))
-    return Instruction("PRMT", (), (word,), (low, s.imm(_BOTH), high))
+def _together(s: Selector, word: Operand, values: list[Operand]) -> list[Instruction]:
+    """Two halves or four bytes in a word, which may be the word that they were taken out of."""
+    known = [s.parts.get(_register(x)) for x in values]
+    first = known[0]
+    if first is not None and all(k is not None and k[0] is first[0] and k[1:] == (n, len(values)) for n, k in enumerate(known)):
+        return [Instruction("MOV", (), (word,), (first[0],))]
+    if len(values) == 2:
+        return [Instruction("PRMT", (), (word,), (values[0], s.imm(_BOTH), values[1]))]
+    low, high = s.new(), s.new()
+    return [Instruction("PRMT", (), (low,), (values[0], s.imm(_BYTES), values[1])),
+            Instruction("PRMT", (), (high,), (values[2], s.imm(_BYTES), values[3])),
+            Instruction("PRMT", (), (word,), (low, s.imm(_BOTH), high))]

@@ -11,6 +11,7 @@ SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227
 SHARED_A_GROUP = 28 << 10  # of these, what plans give a group of one warp: a multiprocessor has to hold several at once
 GROUPS = 8  # that a multiprocessor runs at once if each takes nearly all registers that a lane can have
 MATRIX_UNITS = {75: "hmma8"}  # the layout of a product in their registers (lir.LAYOUTS) where it is not "hmma"
+BYTE_UNITS = {75: "imma8"}  # the same for products of bytes, where it is not "imma"
 PARAMS = {75: 0x160, 80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 120: 0x380}  # where parameters start in bank 0
 DESCRIPTORS = {80: 0x118, 86: 0x118, 89: 0x118, 90: 0x208, 120: 0x358}  # where bank 0 holds the descriptor of global memory
 RESERVED_SHARED = {90: 0x400, 120: 0x400}  # bytes at the start of shared memory that the system keeps
@@ -50,6 +51,10 @@ class SassTarget:
     @property
     def matrix_units(self) -> str:
         return MATRIX_UNITS.get(self.sm, "hmma")
+
+    @property
+    def byte_units(self) -> str:
+        return BYTE_UNITS.get(self.sm, "imma")
 
 
 def target(isa: str) -> SassTarget:

@@ -209,7 +209,11 @@ class Machine:
     def op_prmt(self, i, m, a, selector, c):
         wide, out = self.word(a).astype(U64) | self.word(c).astype(U64) << U64(32), self.full(U64(0))
         for n in range(4):
-            out = out | (wide >> U64(8 * (selector.value.value >> 4 * n & 7)) & U64(0xFF)) << U64(8 * n)
+            taken = selector.value.value >> 4 * n
+            byte = wide >> U64(8 * (taken & 7)) & U64(0xFF)
+            if taken & 8:  # its sign
+                byte = (byte >> U64(7)) * U64(0xFF)
+            out = out | byte << U64(8 * n)
         self.put(i, i.dsts[0], out.astype(U32))
 
     def op_sgxt(self, i, m, a, n):

@@ -85,6 +85,36 @@ def test_exchanges_between_warps_are_refused():
         select.select(b.finish(), target.target("sm_90"))
 
 
+@pytest.mark.parametrize("dtype", [dt.int8, dt.uint8, dt.bool_, dt.uint16], ids=str)
+def test_narrow_neighbours_are_one_access(dtype):
+    """Elements that are used, with their signs, and those that are only moved, by way of shared memory; some in another order."""
+    each = 128 // max(8, dtype.bits)
+    b = lir.Builder("neighbours", lanes=32, groups=2)
+    x, out = b.param("x", dtype, 64 * each), b.param("out", dtype, 64 * each, writable=True)
+    sums, kept = b.param("sums", dt.int32, 64, writable=True), b.shared("kept", dtype, 32 * each)
+    me = b.add(b.mul(b.group(), b.idx(32)), b.lane())
+    taken = [b.load(x, b.add(b.mul(me, b.idx(each)), b.idx(n))) for n in range(each)]
+    for n, value in enumerate(taken):
+        b.store(kept, b.add(b.mul(b.lane(), b.idx(each)), b.idx(n)), value)
+    moved = [b.load(kept, b.add(b.mul(b.lane(), b.idx(each)), b.idx(n))) for n in range(each)]
+    for n in range(each):
+        b.store(out, b.add(b.mul(me, b.idx(each)), b.idx(n)), moved[n if n < each // 2 else each - 1 - n + each // 2])
+    total = b.const(dt.int32, 0)
+    for n, value in enumerate(taken):
+        total = b.add(total, b.mul(b.cast(value, dt.int32), b.const(dt.int32, n + 1)))
+    b.store(sums, me, total)
+    program = b.finish()
+    numbers = np.random.default_rng(each).integers(0, 256 if dtype.bits > 1 else 2, 64 * each).astype(np.uint8)
+    raw = {"int8": np.int8, "uint8": np.uint8, "bool": np.bool_, "uint16": np.uint16}[dtype.name]
+    arrays = {"x": numbers.astype(raw), "out": np.zeros(64 * each, raw), "sums": np.zeros(64, np.int32)}
+    for sm in (75, 90):
+        assert not difference(program, arrays, sm, 0)
+    code = [i for block in select.select(program, target.SassTarget(90)).blocks for i in block.instructions]
+    accesses = [i for i in code if i.op[:2] in ("LD", "ST") and i.op != "LDC"]
+    widths = [".".join((i.op, *(m for m in i.mods if m in ("128", "U8", "S8", "U16")))) for i in accesses]
+    assert widths == ["LDG.128", "STS.128", "LDS.128", "STG.128", "STG"]
+
+
 class Addresses(Machine):
     """Notes where it would load, and loads 0."""
 
