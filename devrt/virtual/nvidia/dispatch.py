@@ -194,7 +194,7 @@ class Kernel:
     def unchanged(self, launch: Launch, space: AddressSpace) -> bool:
         """Whether the code, and the tables it branches by, are still what was translated."""
         return all(space.read(va, len(code)) == code for va, code in self.parts) and all(
-            _Banks(launch, space)[bank][at:] == content for (bank, at), content in self.tables.items())
+            _Banks(launch, space)[bank][at:at + len(content)] == content for (bank, at), content in self.tables.items())
 
     def instruction(self, pc: int) -> Instruction | None:
         return self.instructions.get(pc - self.base)

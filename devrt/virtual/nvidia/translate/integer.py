@@ -28,9 +28,11 @@ def sel(w: Writer, i: Instruction) -> None:
     write(w, i.dsts[0], w.select(w.pred(predicates(i)[0]), e, integer(w, a, e), integer(w, b, e)), e)
 
 
-@named(RULES, "IMNMX", "VIMNMX", "UIMNMX", "UVIMNMX")
+@named(RULES, "IMNMX", "UIMNMX")
 def imnmx(w: Writer, i: Instruction) -> None:
     """The smaller where the predicate is true, else the larger."""
+    if any(not _none(o) for o in outcomes(i)):
+        raise NotTranslated(f"{i.op} that says which it took")
     e = element(i)
     a, b = (integer(w, o, e) for o in values(i)[:2])
     kind = "u" if unsigned(i) else "s"
@@ -66,7 +68,7 @@ def carry_in(w: Writer, o: Operand, e: str) -> str:
     return w.op(f"zext {w.t('i1')} {w.pred(o)} to {w.t(e)}")
 
 
-@named(RULES, "IADD3", "UIADD3", "IADD", "UIADD", "VIADD", "UVIADD")
+@named(RULES, "IADD3", "UIADD3", "IADD", "UIADD")
 def iadd3(w: Writer, i: Instruction) -> None:
     """Two carries out: one where the sum reaches 1 << 32, one where it reaches 2 << 32."""
     terms, carries, out = values(i), predicates(i) if "X" in i.mods else [], outcomes(i)
@@ -98,20 +100,11 @@ def iadd3(w: Writer, i: Instruction) -> None:
         w.write_pred(o, w.op(f"icmp uge {t} {total}, {w.const('i64', n + 1 << 32)}"))
 
 
-@named(RULES, "VIADDMNMX")
-def viaddmnmx(w: Writer, i: Instruction) -> None:
-    """The smaller of a + b and c where the predicate is true, else the larger."""
-    a, b, c = (w.int32(o) for o in values(i))
-    if set(i.mods) - {"U32"}:
-        raise NotTranslated(str(i))
-    total, kind = w.op(f"add {w.t('i32')} {a}, {b}"), "u" if "U32" in i.mods else "s"
-    least, most = (w.intrinsic(f"{kind}{which}", "i32", total, c) for which in ("min", "max"))
-    w.write(result(i), w.select(w.pred(predicates(i)[-1]), "i32", least, most))
-
-
 @named(RULES, "VABSDIFF", "VABSDIFF4")
 def vabsdiff(w: Writer, i: Instruction) -> None:
-    """|a - b| + c, of words or of each byte."""
+    """|a - b| + c, of words or the sum of each byte's."""
+    if i.op == "VABSDIFF4" and "ACC" not in i.mods or outcomes(i):
+        raise NotTranslated(str(i))
     t = w.t("i32")
     a, b, c = values(i)
     total = w.int32(c)
@@ -119,7 +112,7 @@ def vabsdiff(w: Writer, i: Instruction) -> None:
         pairs = [(w.int32(a), w.int32(b))]
         kind = "u" if "U32" in i.mods else "s"
     else:
-        signed = "S8" in i.mods
+        signed = "U8" not in i.mods
         pairs = [(_field(w, w.word(a), 8 * n, 8, signed), _field(w, w.word(b), 8 * n, 8, signed)) for n in range(4)]
         kind = "s"
     for x, y in pairs:

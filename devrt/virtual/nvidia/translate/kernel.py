@@ -32,29 +32,34 @@ class Function:
         self.scheduled = bool(self.masked)
 
     def _blocks(self, code: bytes, sm: int, constants: Mapping[int, bytes]) -> dict[int, FlowBlock]:
-        """The blocks, indirect branches followed to where tables in constant banks send them."""
+        """The blocks, indirect branches followed to where tables in constant banks send them. A table ends where another one
+        begins: each that is found may shorten those that are known."""
         ways: dict[int, tuple[int, ...]] = {}
+        starts: set[tuple[int, int]] = set()
         while True:
             blocks = walk(code, self.entry, sm, indirect=ways)
-            more = {}
-            for block in blocks.values():
-                last = block.instructions[-1]
-                if block.end is End.INDIRECT and last.address not in ways:
-                    more[last.address] = tuple(self._targets(block, len(code), constants))
+            branches = [block for block in blocks.values() if block.end is End.INDIRECT]
+            found = {block.instructions[-1].address: _table(block, constants) for block in branches}
+            new = {table for table in found.values() if table} - starts
+            starts |= new
+            if new and ways:
+                ways = {}
+                continue
+            more = {block.instructions[-1].address for block in branches} - set(ways)
             if not more:
                 return blocks
-            ways |= more
+            for block in branches:
+                last = block.instructions[-1]
+                if last.address in more:
+                    table = found[last.address]
+                    ways[last.address] = tuple(self._targets(last, table, starts, len(code), constants)) if table else ()
 
-    def _targets(self, block: FlowBlock, size: int, constants: Mapping[int, bytes]) -> Iterator[int]:
-        """Where a table that the block loads from sends its indirect branch."""
-        *before, last = block.instructions
-        registers = {(r.file, r.index) for r in last.reads()}
-        load = next((i for i in reversed(before) if i.op == "LDC" and registers & {(r.file, r.index) for r in i.writes()}), None)
-        table = load.srcs[0].value if load is not None else None
-        if not isinstance(table, Cbuf) or table.bank not in constants:
-            return
-        content = constants[table.bank][table.offset:]
-        self.tables[table.bank, table.offset] = content
+    def _targets(self, last: Instruction, table: tuple[int, int], others: set[tuple[int, int]], size: int,
+                 constants: Mapping[int, bytes]) -> Iterator[int]:
+        """Where a table sends an indirect branch."""
+        bank, offset = table
+        end = min((start for other, start in others if other == bank and start > offset), default=None)
+        content = self.tables[table] = constants[bank][offset:end]
         start = max(label(last), 0)
         for at in range(0, len(content) - 3, 4):
             target = int.from_bytes(content[at:at + 4], "little", signed=True) + start
@@ -217,6 +222,16 @@ class Function:
         w.lines.append(_SAVE)
         w.set_field(layout.RESUME, "i32", w.op("load i32, ptr %resume"))
         w.line(f"ret i32 {layout.BARRIER}")
+
+
+def _table(block: FlowBlock, constants: Mapping[int, bytes]) -> tuple[int, int] | None:
+    """(bank, offset) of the table that the block's indirect branch takes its target from."""
+    *before, last = block.instructions
+    registers = {(r.file, r.index) for r in last.reads()}
+    load = next((i for i in reversed(before)
+                 if i.op in ("LDC", "ULDC", "LDCU") and registers & {(r.file, r.index) for r in i.writes()}), None)
+    table = load.srcs[0].value if load is not None else None
+    return (table.bank, table.offset) if isinstance(table, Cbuf) and table.bank in constants else None
 
 
 def _saves() -> str:

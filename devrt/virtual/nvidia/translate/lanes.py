@@ -157,10 +157,10 @@ def r2ur(w: Writer, i: Instruction) -> None:
         w.set_reg(o.value, w.op(f"sext i1 {differ} to i32"))
 
 
-def _to(w: Writer, o: Operand, number: str) -> None:
+def _to(w: Writer, o: Operand, number: str, k: int = 0) -> None:
     """One number to a uniform register, or to all lanes of one."""
     assert isinstance(o.value, Reg)
-    w.set_reg(o.value, number if o.value.file is File.UR else w.splat("i32", number))
+    w.set_reg(o.value, number if o.value.file is File.UR else w.splat("i32", number), k)
 
 
 @named(RULES, "ELECT")
@@ -237,7 +237,7 @@ def s2r(w: Writer, i: Instruction) -> None:
         w.write(o, w.splat("i32", value) if one else value)
 
 
-@named(RULES, "CS2R")
+@named(RULES, "CS2R", "CS2UR")
 def cs2r(w: Writer, i: Instruction) -> None:
     """Two words unless .32: of a clock its 64 bits."""
     source = i.srcs[0].value
@@ -247,14 +247,14 @@ def cs2r(w: Writer, i: Instruction) -> None:
         whole = _clock(w)
         for k in range(2):
             word = w.op(f"trunc i64 {w.op(f'lshr i64 {whole}, {32 * k}')} to i32")
-            w.write(i.dsts[0], w.splat("i32", word), k)
+            _to(w, i.dsts[0], word, k)
         return
     value, one = special(w, number)
-    w.write(i.dsts[0], w.splat("i32", value) if one else value)
+    _to(w, i.dsts[0], value if one else w.of_first(value)) if i.op == "CS2UR" or one else w.write(i.dsts[0], value)
     if "32" not in i.mods:
         if number != 0xFF:
             raise NotTranslated(str(i))
-        w.write(i.dsts[0], "zeroinitializer", 1)
+        _to(w, i.dsts[0], "0", 1)
 
 
 @named(RULES, "B2R")

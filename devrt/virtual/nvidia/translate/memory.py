@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from devrt.compiler.sass.instruction import Address, Cbuf, Instruction, Operand, Reg
 from devrt.virtual.nvidia.translate import layout, rows
-from devrt.virtual.nvidia.translate.operands import outcomes, predicates
+from devrt.virtual.nvidia.translate.operands import outcomes, predicates, result
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
 RULES: dict[str, Rule] = {}
@@ -88,12 +88,14 @@ def load(w: Writer, i: Instruction) -> None:
 
 def _result(w: Writer, i: Instruction, size: int) -> None:
     """What was loaded into the destination, bytes and words extended."""
-    out = next(o for o in i.dsts if isinstance(o.value, Reg) and o.value.file.value == "R")
+    out = result(i)
     for k in range(max(1, size // 4)):
-        value = moved(w, k)
+        value, t = moved(w, k), w.t("i32")
+        if w.uniform:
+            value = w.op(f"extractelement {w.vec('i32')} {value}, i32 0")
         if "S8" in i.mods or "S16" in i.mods:
-            up = w.op(f"shl {w.vec('i32')} {value}, splat (i32 {32 - 8 * size})")
-            value = w.op(f"ashr {w.vec('i32')} {up}, splat (i32 {32 - 8 * size})")
+            up = w.op(f"shl {t} {value}, {w.const('i32', 32 - 8 * size)}")
+            value = w.op(f"ashr {t} {up}, {w.const('i32', 32 - 8 * size)}")
         w.write(out, value, k)
 
 
@@ -111,19 +113,20 @@ def constant(w: Writer, i: Instruction) -> None:
     """From a constant bank, at a place that is known or that lanes compute."""
     source, size = i.srcs[0], nbytes(i)
     c = source.value
-    if not isinstance(c, Cbuf) or c.handle is not None or set(i.mods) & {"IS", "ISL"} or w.uniform and c.index is not None:
+    if not isinstance(c, Cbuf) or c.handle is not None or set(i.mods) & {"IS", "ISL"}:
         raise NotTranslated(str(i))
     if c.index is None and size >= 4 and c.offset % size == 0:
         for k in range(size // 4):
             w.write(i.dsts[0], w.word(Operand(c), k), k)
         return
-    if w.uniform:
-        raise NotTranslated(str(i))
     w.banks.setdefault(c.bank, 0)
-    offset = f"splat (i32 {c.offset})"
-    total = offset if c.index is None else w.op(f"add {w.vec('i32')} {w.word(Operand(c.index))}, {offset}")
+    offset = w.const("i32", c.offset)
+    total = offset if c.index is None else w.op(f"add {w.t('i32')} {w.word(Operand(c.index))}, {offset}")
+    if w.uniform:  # as lane 0 would
+        total = w.splat("i32", total)
     at = w.op(f"zext {w.vec('i32')} {total} to {w.vec('i64')}")
-    lanes = _aligned(w, at, w.lanes(), size)
+    lanes = w.lanes() if not w.uniform else w.op(f"zext i1 {w.guard} to i32") if w.guard else "1"
+    lanes = _aligned(w, at, lanes, size)
     w.call("void", "constant_load", _C, ("i64", str(c.bank)), (w.vec("i64"), at), ("i32", lanes), ("i64", str(size)),
            ("ptr", place(w)), _OK)
     w.check()

@@ -13,9 +13,10 @@ from devrt.virtual.nvidia.translate import (
     lanes,
     matrix,
     memory,
+    packed,
     special,
 )
 from devrt.virtual.nvidia.translate.writer import Rule
 
-_FILES = (integer, bits, memory, atomics, lanes, floats, doubles, half, convert, special, matrix)
+_FILES = (integer, packed, bits, memory, atomics, lanes, floats, doubles, half, convert, special, matrix)
 RULES: dict[str, Rule] = {op: rule for file in _FILES for op, rule in file.RULES.items()}
