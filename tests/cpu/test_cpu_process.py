@@ -132,7 +132,7 @@ def test_registry_opens_once_and_reopens() -> None:
 
 
 @pytest.mark.parametrize(("uri", "error"), [
-    ("amd:0", DeviceNotFound), ("nvidia:1", DeviceNotFound), ("virtual:nvidia/sm_90", Unsupported),
+    ("amd:0", DeviceNotFound), ("nvidia:1", DeviceNotFound), ("virtual:qualcomm/a630", Unsupported),
     ("toaster", InvalidArgument)])
 def test_what_is_not_there_says_so(uri: str, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
