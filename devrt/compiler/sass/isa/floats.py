@@ -15,7 +15,7 @@ NO_C = ones(64, 8)  # a third source's number where there is none: 0, by NAK RZ
 COMPARE_DOUBLE = choice(76, 4, "MIN", *COMPARE.names[1:15], "MAX")
 
 SINGLE = (
-    alu("FADD", 0x021, "Rd", "-|A -|C", FTZ, ROUND, SAT, imm="f32", register_c=32),
+    alu("FADD", 0x021, "Rd", "-|A -|C", FTZ, ROUND, SAT, imm="f32", register_c=32, ignored=NO_C),
     alu("FMUL", 0x020, "Rd", "-|A -|B", ZERO, SCALE, ROUND, SAT, imm="f32", ignored=NO_C),
     alu("FFMA", 0x023, "Rd", "-A -B -C", ZERO, ROUND, SAT, imm="f32"),
     alu("FMNMX", 0x009, "Rd", "-|A -|B Pp", FTZ, imm="f32", sms=(75,), ignored=NO_C),
