@@ -174,14 +174,16 @@ def _give_out(row: list[_Step], boards: list[_Open], later: tuple[int, int]) -> 
         done = cycle + latency.expected(step.instruction)
         if step.decoupled and need >= 0:
             step.write_board = _pick(boards, cycle, need, done)
-            _add(boards[step.write_board], step.write_mask, 0 if step.passed_on else step.late, need, done)
+            _add(boards[step.write_board], step.write_mask, 0, need, done)
         if step.passed_on:
             carried[step.queue] = carried.get(step.queue, 0) | step.late
         elif step.late and war >= 0 and not (step.write_board != NONE and need <= war):
             place = _pick(boards, cycle, war, cycle + 16)
             if place != step.write_board:
                 step.read_board = place
-                _add(boards[place], 0, step.late | carried.pop(step.queue, 0), war, cycle + 16)
+            _add(boards[place], 0, step.late | carried.pop(step.queue, 0), war, cycle + 16)
+        elif step.late and step.write_board != NONE:
+            boards[step.write_board].reads |= step.late | carried.pop(step.queue, 0)
 
 
 def _needs(row: list[_Step], later: tuple[int, int]) -> list[tuple[int, int]]:
@@ -271,7 +273,7 @@ def _run_boards(row: list[_Step], state: _Boards) -> _Boards:
         step.wait = _wait(boards, results, step.read_mask | step.write_mask, step.write_mask)
         if step.write_board != NONE:
             writes, reads = boards[step.write_board]
-            boards[step.write_board] = (writes | step.write_mask, reads | (0 if step.passed_on else step.late))
+            boards[step.write_board] = (writes | step.write_mask, reads)
             if step.results:
                 results.setdefault(step.results, []).append((step.write_board, step.write_mask))
         if step.passed_on:
