@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from devrt.compiler.sass.isa import GENERATIONS, assemble, decode, encode, text
-from tests.compiler.sass import vendor
+from tests.compiler.sass import random_ptx, vendor
 from tests.compiler.sass.words import words
 from tests.witness import nvdisasm
 
@@ -35,14 +35,14 @@ def test_forms(sm: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sm", GENERATIONS)
-@pytest.mark.parametrize("seed", range(20, 40))
-def test_forms_often(sm: int, seed: int) -> None:
-    _compare(sm, seed)
+def test_forms_often(sm: int) -> None:
+    for seed in range(20, 40):
+        _compare(sm, seed)
 
 
-def _kernels(path: Path, sm: int, level: int) -> None:
+def _kernels(ptx: str, sm: int, level: int = 3) -> None:
     seen = 0
-    for name, code in nvdisasm.code(vendor.ptxas(path.read_text(), sm, level)):
+    for name, code in nvdisasm.code(vendor.ptxas(ptx, sm, level)):
         for n, theirs in enumerate(nvdisasm.disassemble(code, sm)):
             word = int.from_bytes(code[16 * n:16 * n + 16], "little")
             if (sm, re.sub(r"^@!?\w+ ", "", theirs).split(".")[0]) in LEFT_OUT:
@@ -54,16 +54,9 @@ def _kernels(path: Path, sm: int, level: int) -> None:
     assert seen
 
 
-def _since(path: Path) -> int:
-    match = re.search(r"^\.target sm_(\d+)", path.read_text(), re.MULTILINE)
-    assert match, path
-    return int(match[1])
-
-
-EVERY = [(path, sm, level) for path in PTX for sm in GENERATIONS if sm >= _since(path) for level in (0, 3)]
 # Each file once, on generations that take turns
 SOME = [(path, here[k % len(here)], 3) for k, path in enumerate(PTX)
-        for here in [[sm for sm in GENERATIONS if sm >= _since(path)]]]
+        for here in [[sm for sm in GENERATIONS if sm >= vendor.since(path.read_text())]]]
 
 
 def _name(value: object) -> str:
@@ -72,13 +65,23 @@ def _name(value: object) -> str:
 
 @pytest.mark.parametrize(("path", "sm", "level"), SOME, ids=_name)
 def test_what_ptxas_writes(path: Path, sm: int, level: int) -> None:
-    _kernels(path, sm, level)
+    _kernels(path.read_text(), sm, level)
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_random_code_of_ptxas(sm: int) -> None:
+    _kernels(random_ptx.module(sm, sm, 120), sm)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "sm", "level"), EVERY, ids=_name)
-def test_all_that_ptxas_writes(path: Path, sm: int, level: int) -> None:
-    _kernels(path, sm, level)
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_all_that_ptxas_writes(sm: int) -> None:
+    for ptx in (path.read_text() for path in PTX):
+        if sm >= vendor.since(ptx):
+            for level in range(4):
+                _kernels(ptx, sm, level)
+    for seed in range(200, 220):
+        _kernels(random_ptx.module(seed, sm, 60 + 20 * (seed % 8)), sm, 3 * (seed % 2))
 
 
 @pytest.mark.parametrize(("line", "sm"), [

@@ -181,9 +181,8 @@ def test_hard_quotients_and_roots(dtype, off):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("off", [-2, -1, 1, 2])
 @pytest.mark.parametrize("below", [1, 2, 3, 4])
-def test_every_dividend(below, off, monkeypatch):
+def test_every_dividend(below, monkeypatch):
     """Of divisors just below a power of two, where a reciprocal that is off by one unit gives a wrong quotient."""
     monkeypatch.setattr(single, "ELEMENTS", 1 << 20)
     b = np.full(1 << 20, 0x40000000 - below, np.uint32).view(np.float32)
@@ -191,7 +190,8 @@ def test_every_dividend(below, off, monkeypatch):
         s = single.Sweep(32, 0)
         a = np.arange(first, first + (1 << 20), dtype=np.uint32).view(np.float32)
         s.result("quotient", s.b.div(s.operand(dt.float32, a), s.operand(dt.float32, b)))
-        assert not difference(s.b.finish(), s.arrays, 90, off)
+        for off in (-2, -1, 1, 2):
+            assert not difference(s.b.finish(), s.arrays, 90, off)
 
 
 @pytest.mark.parametrize("dtype", [dt.int32, dt.uint32, dt.int64, dt.uint64], ids=str)

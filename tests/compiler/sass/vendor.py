@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from devrt.compiler.sass.flow import FlowBlock, walk
-from devrt.compiler.sass.isa.codec import IllegalInstruction
 from devrt.compiler.sass.reader import Kernel
 
 
@@ -35,13 +34,17 @@ def nvdisasm() -> Path:
     return _needed("nvdisasm", "nvidia-cuda-nvdisasm")
 
 
+def since(text: str) -> int:
+    """The first generation that PTX is for."""
+    target = re.search(r"^\.target\s+sm_(\d+)", text, re.MULTILINE)
+    assert target
+    return int(target[1])
+
+
 @cache
 def ptxas(text: str, sm: int, level: int = 3) -> bytes:
-    """The cubin that ptxas makes of PTX at an optimisation level. Skips where the PTX is for a later generation than `sm`."""
+    """The cubin that ptxas makes of PTX at an optimisation level."""
     tool = _needed("ptxas", "nvidia-cuda-nvcc")
-    target = re.search(r"^\.target\s+sm_(\d+)", text, re.MULTILINE)
-    if target and int(target[1]) > sm:
-        pytest.skip(f"the PTX is for sm_{target[1]}")
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(text)
@@ -52,8 +55,5 @@ def ptxas(text: str, sm: int, level: int = 3) -> bytes:
 
 
 def walked(k: Kernel) -> dict[int, FlowBlock]:
-    """The blocks of a kernel of ptxas. Skips where it has an instruction that the tables do not have yet."""
-    try:
-        return walk(k.code, k.entry, k.sm, indirect=k.indirect)
-    except IllegalInstruction as e:
-        pytest.skip(f"not yet: {e}")
+    """The blocks of a kernel of ptxas."""
+    return walk(k.code, k.entry, k.sm, indirect=k.indirect)

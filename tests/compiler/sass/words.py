@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from devrt.compiler.sass.instruction import Instruction
 from devrt.compiler.sass.isa import Form, IllegalInstruction, decode, forms
-from devrt.compiler.sass.isa.fields import AddressSlot, ImmSlot, LabelSlot, RegSlot, Slot
+from devrt.compiler.sass.isa.slots import AddressSlot, ImmSlot, LabelSlot, RegSlot, Slot
 
 CONTROL = 0x7F4 << 105   # a stall of four, no scoreboards, no yield
 REUSE = 7 << 122
@@ -59,4 +59,6 @@ def _special(slot: Slot, word: int, rng: random.Random) -> int:
         for register in (slot.base, slot.uniform, slot.descriptor):
             if register:
                 word &= ~(3 << register.lo)
+        if slot.base and chance < 0.3:
+            word |= slot.base.value_mask
     return word

@@ -9,13 +9,13 @@ import time
 import pytest
 
 from devrt.ioctl.nv_controls import FaultType
-from devrt.virtual.context import KINDS
+from devrt.virtual.context import KINDS, MEMORY
 from devrt.virtual.memory import PAGE, Access, MemoryFault
 from devrt.virtual.nvidia.faults import HANGS, WARP_ERRORS, copy_number, fault_type
 from tests.virtual.nvidia.rig import COPY0, GRAPHICS, Line, Rig, rig, semaphore, until
 from tests.virtual.nvidia.test_copy import copy
 
-MMU_KINDS = {"not mapped", "read-only", "not executable"}          # these are MemoryFaults
+MMU_KINDS = {*MEMORY, "not executable"}          # these are MemoryFaults
 AMD_KINDS = {"outside LDS", "outside scratch"}
 
 

@@ -22,22 +22,21 @@ from devrt.compiler.sass.instruction import (
     Value,
 )
 from devrt.compiler.sass.isa.codec import tables_of
-from devrt.compiler.sass.isa.fields import (
+from devrt.compiler.sass.isa.fields import Misfit, Mods
+from devrt.compiler.sass.isa.form import Form
+from devrt.compiler.sass.isa.modifiers import write_groups
+from devrt.compiler.sass.isa.naming import underived
+from devrt.compiler.sass.isa.slots import (
     AddressSlot,
     CbufSlot,
     ImmSlot,
     LabelSlot,
-    Misfit,
-    Mods,
     PredicatesSlot,
     RegSlot,
     Slot,
     SpecialSlot,
     words_of,
 )
-from devrt.compiler.sass.isa.form import Form
-from devrt.compiler.sass.isa.modifiers import write_groups
-from devrt.compiler.sass.isa.naming import underived
 from devrt.device import CompileError
 
 LINE = re.compile(r"(?:@(?P<inv>!?)(?P<guard>U?P\w)\s+)?(?P<op>[A-Z0-9_]+)(?P<mods>[\w.]*)(?:\s+(?P<operands>.*?))?\s*;?$")
@@ -60,7 +59,7 @@ def assemble(line: str, sm: int, address: int = 0) -> Instruction:
     if op in ("CALL", "RET", "BRX", "BRXU"):
         operands = re.sub(r"(R\w+) (-?0x)", r"\1, \2", operands)
     tokens = [token.strip() for token in re.split(r",(?![^{]*\})", operands)] if operands else []
-    for form in tables_of(sm).by_op.get(op, ()):
+    for form in tables_of(sm).by_op(op):
         for asked in (mods, underived(op, mods)):
             if asked[:len(form.mods)] == form.mods and write_groups(form.groups, asked[len(form.mods):]) is not None:
                 for found in _match((*form.dsts, *form.srcs), tokens, mods):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from devrt.compiler.sass.isa.fields import AddressSlot, Bits, Group, Slot, Words, always, bits, choice
+from devrt.compiler.sass.isa.fields import Bits, Group, always, bits, choice
 from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, SINCE_90, Row, row, uniform_slot
 from devrt.compiler.sass.isa.memory import BASE, EXTENDED, OFFSET, PLAIN, SCOPES, shared, summed
+from devrt.compiler.sass.isa.slots import AddressSlot, Slot, Words
 
 OP = choice(87, 4, "ADD", "MIN", "MAX", "INC", "DEC", "AND", "OR", "XOR", "EXCH")
 RED_OP = choice(87, 3, "ADD", "MIN", "MAX", "INC", "DEC", "AND", "OR", "XOR")
@@ -26,9 +28,9 @@ NO_C = {64: 255}     # sm_75 names a third source that is not there
 
 
 def _described(sm: int) -> Slot:
-    """desc[UR][R.64 + offset]; Blackwell's offset is a bit shorter."""
+    """desc[UR][R.64 + offset], until sm_89 not RZ; Blackwell's offset is a bit shorter."""
     offset = bits(40, 23) if sm >= 100 else OFFSET
-    return AddressSlot(base=BASE, offset=offset, descriptor=uniform_slot(64, sm, words=2), wide=True)
+    return AddressSlot(base=replace(BASE, present=sm < 90), offset=offset, descriptor=uniform_slot(64, sm, words=2), wide=True)
 
 
 def _described_red(sm: int) -> Slot:
@@ -77,11 +79,12 @@ REDUCTIONS = (
         words=WORDS),
     row("RED.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_89, ORDER_75, sms=(75,), fixed={72: 1, 91: 1, **NORMAL},
         where={"at": summed(64)}, words=WORDS),
-    row("RED.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_89, ORDER, sms=AMPERE, fixed=RED_AMPERE, where=DESCRIBED, words=WORDS),
-    row("REDG.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_90, ORDER, sms=HOPPER, fixed=RED_AMPERE, where=DESCRIBED, words=WORDS),
+    row("RED.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_89, ORDER, sms=AMPERE, fixed=RED_AMPERE, where=DESCRIBED_RED, words=WORDS),
+    row("REDG.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_90, ORDER, sms=HOPPER, fixed=RED_AMPERE, where=DESCRIBED_RED,
+        words=WORDS),
     row("REDG.E", 0x98E, "", "at Rb*size", RED_OP, TYPE_90, ORDER, sms=BLACKWELL, fixed=RED_BLACKWELL, where=DESCRIBED_RED,
         words=WORDS),
-    row("REDG.E.ADD", 0x9A6, "", "at Rb*size", FLOAT_90, ORDER, sms=HOPPER, fixed=RED_AMPERE, where=DESCRIBED, words=WORDS),
+    row("REDG.E.ADD", 0x9A6, "", "at Rb*size", FLOAT_90, ORDER, sms=HOPPER, fixed=RED_AMPERE, where=DESCRIBED_RED, words=WORDS),
     row("REDG.E.ADD", 0x9A6, "", "at Rb*size", FLOAT_90, ORDER, sms=BLACKWELL, fixed=RED_BLACKWELL, where=DESCRIBED_RED,
         words=WORDS),
 )

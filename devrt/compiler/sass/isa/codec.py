@@ -7,10 +7,11 @@ from functools import cache
 
 from devrt.compiler.sass.instruction import TRUE, Address, Cbuf, Control, File, Imm, Instruction, Label, Operand, Reg, Special
 from devrt.compiler.sass.isa import tables
-from devrt.compiler.sass.isa.fields import CbufSlot, ImmSlot, Misfit, Mods, Slot, ones
+from devrt.compiler.sass.isa.fields import Misfit, Mods, ones
 from devrt.compiler.sass.isa.form import Form
 from devrt.compiler.sass.isa.modifiers import read_groups, write_groups
 from devrt.compiler.sass.isa.naming import derived, underived
+from devrt.compiler.sass.isa.slots import CbufSlot, ImmSlot, Slot
 from devrt.device import CompileError
 
 WORD = ones(0, 128)
@@ -106,19 +107,29 @@ def absent(slot: Slot, operand: Operand) -> bool:
 
 
 class Tables:
-    """All forms of a generation."""
+    """The forms of a generation, made when an operation or opcode is first asked for: all of them take a while."""
 
     def __init__(self, sm: int) -> None:
         self.sm = sm
-        self.forms = tables.forms(sm)
-        self.readers: dict[int, list[Reader]] = {}
-        self.by_op: dict[str, list[Form]] = {}
-        for form in self.forms:
-            self.readers.setdefault(form.value & 0xFFF, []).append(Reader(form))
-            self.by_op.setdefault(form.op, []).append(form)
+        self._readers: dict[int, list[Reader]] = {}
+        self._by_op: dict[str, list[Form]] = {}
         self.writers: dict[tuple[str, Mods, str, str], Writer] = {}
         self.controls: dict[int, Control] = {}
         self.guards = {False: [_guard(bits, False) for bits in range(16)], True: [_guard(bits, True) for bits in range(16)]}
+
+    def readers(self, opcode: int) -> list[Reader]:
+        """Of the forms with these low 12 bits."""
+        found = self._readers.get(opcode)
+        if found is None:
+            found = self._readers[opcode] = [Reader(form) for form in tables.forms_with(opcode, self.sm)]
+        return found
+
+    def by_op(self, op: str) -> list[Form]:
+        """The forms of an operation."""
+        found = self._by_op.get(op)
+        if found is None:
+            found = self._by_op[op] = tables.forms_of(op, self.sm)
+        return found
 
     def writer(self, op: str, mods: Mods, dsts: str, srcs: str) -> Writer:
         """The form for these modifiers and kinds of operands. Raises CompileError."""
@@ -129,11 +140,11 @@ class Tables:
         return known
 
     def _find(self, op: str, mods: Mods, dsts: str, srcs: str) -> Writer:
-        if op not in self.by_op:
+        if not self.by_op(op):
             raise CompileError(f"sm_{self.sm} has no {op}")
         reason = f"takes no operands of kinds {dsts or 'none'} <- {srcs or 'none'}"
         asked = underived(op, mods)
-        for form in self.by_op[op]:
+        for form in self.by_op(op):
             first, second = _align(form.dsts, dsts), _align(form.srcs, srcs)
             if first is None or second is None:
                 continue
@@ -198,8 +209,8 @@ def decode(word: int, address: int, sm: int) -> Instruction:
     """The instruction of a 128-bit word at a byte address. Raises IllegalInstruction where a bit is set that nothing of
     the form owns, or a field has a value without a meaning."""
     table = tables_of(sm)
-    readers = table.readers.get(word & 0xFFF)
-    if readers is None:
+    readers = table.readers(word & 0xFFF)
+    if not readers:
         raise IllegalInstruction(address, f"sm_{sm} has no opcode {word & 0xFFF:#x} (word {word:#034x})")
     detail = ""
     for reader in readers:

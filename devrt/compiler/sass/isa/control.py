@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from devrt.compiler.sass.instruction import File
-from devrt.compiler.sass.isa.fields import AddressSlot, Bits, Group, ImmSlot, LabelSlot, RegSlot, bits, choice, flag
+from devrt.compiler.sass.isa.fields import Bits, Group, bits, choice, flag
 from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, SINCE_90, TO_89, TO_90, Row, row
+from devrt.compiler.sass.isa.slots import AddressSlot, ImmSlot, LabelSlot, RegSlot
 
 NEAR = {"to": LabelSlot(at=Bits(((34, 48),)))}               # a branch's distance: to sm_89
 SPLIT = {"to": LabelSlot(at=Bits(((16, 8), (34, 48))))}      # from sm_90 on

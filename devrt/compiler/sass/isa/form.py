@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from devrt.compiler.sass.instruction import File
-from devrt.compiler.sass.isa.fields import CbufSlot, Group, ImmSlot, RegSlot, Slot, Words, bits, ones
+from devrt.compiler.sass.isa.fields import Group, bits, ones
+from devrt.compiler.sass.isa.slots import CbufSlot, ImmSlot, RegSlot, Slot, Words
 
 ALL = (75, 80, 86, 89, 90, 120)
 SINCE_80, SINCE_86, SINCE_89, SINCE_90 = ALL[1:], ALL[2:], ALL[3:], ALL[4:]
@@ -71,6 +72,15 @@ class Row:
     words: Mapping[str, Words] = field(default_factory=dict)
     uniform: bool = False
     ignored: int = 0
+
+    @property
+    def op(self) -> str:
+        return self.name.split(".")[0]
+
+    @property
+    def opcodes(self) -> tuple[int, ...]:
+        """The low 12 bits of its forms."""
+        return (self.code,)
 
     def forms(self, sm: int) -> list[Form]:
         if sm not in self.sms:
@@ -171,6 +181,14 @@ class Alu:
     register_c: int
     reuse: str
     bindless: bool
+
+    @property
+    def op(self) -> str:
+        return self.row.op
+
+    @property
+    def opcodes(self) -> tuple[int, ...]:
+        return tuple(self.row.code | int(kind) << 9 for kind in self.kinds)
 
     def forms(self, sm: int) -> list[Form]:
         return [form for kind in self.kinds for form in self._kind(int(kind), sm)] if sm in self.row.sms else []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from devrt.compiler.sass.instruction import File
-from devrt.compiler.sass.isa.fields import Bits, Group, ImmSlot, RegSlot, always, bits, choice, flag, unset
+from devrt.compiler.sass.isa.fields import Bits, Group, always, bits, choice, flag, unset
 from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, TO_89, TO_90, Marks, alu, row
+from devrt.compiler.sass.isa.slots import ImmSlot, RegSlot
 
 COMPARE = choice(76, 3, "F", "LT", "EQ", "LE", "GT", "NE", "GE", "T")
 COMBINE = choice(74, 2, "AND", "OR", "XOR")

@@ -5,8 +5,9 @@ PR, all predicates at once, is a predicate register P0 of seven words; the const
 
 from __future__ import annotations
 
-from devrt.compiler.sass.isa.fields import Group, ImmSlot, PredicatesSlot, SpecialSlot, bits, choice, flag
+from devrt.compiler.sass.isa.fields import Group, bits, choice, flag
 from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, SINCE_90, TO_89, Alu, Row, alu, row
+from devrt.compiler.sass.isa.slots import ImmSlot, PredicatesSlot, SpecialSlot
 from devrt.compiler.sass.isa.special import names
 
 MODE = choice(58, 2, "IDX", "UP", "DOWN", "BFLY")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from devrt.compiler.sass.instruction import File
-from devrt.compiler.sass.isa.fields import AddressSlot, Bits, CbufSlot, Group, RegSlot, Slot, bits, choice, flag
+from devrt.compiler.sass.isa.fields import Bits, Group, bits, choice, flag
 from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, Row, Slots, row, uniform_slot
+from devrt.compiler.sass.isa.slots import AddressSlot, CbufSlot, RegSlot, Slot
 
 SIZE = choice(73, 3, "U8", "S8", "U16", "S16", "", "64", "128")
 WORDS = {"size": {"64": 2, "128": 4}}
@@ -65,7 +66,7 @@ def _global(sms: tuple[int, ...], loads: Group, stores: Group) -> tuple[Row, ...
 
 
 # Copies from global to shared memory that nothing waits for (LDGDEPBAR); nothing is copied where the predicate says so
-ASYNC: Slots = {"to": AddressSlot(base=RegSlot(file=File.R, lo=16), offset=bits(44, 20)),
+ASYNC: Slots = {"to": AddressSlot(base=RegSlot(file=File.R, lo=16), offset=bits(44, 20), unsigned="never"),
          "at": lambda sm: AddressSlot(base=BASE, offset=bits(32, 12), descriptor=uniform_slot(64, sm, words=2), wide=True)}
 BYPASS, ZFILL = choice(81, 1, "BYPASS", ""), flag("ZFILL", 82)
 TRANSPOSED = choice(78, 1, "M88", "MT88")
@@ -114,9 +115,10 @@ ROWS = (
     row("STS", 0x988, "", "at Rb*size", SIZE, fixed={91: 1}, where={"at": shared(64, True)}, words=WORDS),
     row("LDS.U", 0x984, "Rd*size", "at", SIZE, fixed={76: 1}, where={"at": shared(0, True)}, words=WORDS, sms=(75,)),
     row("LDS.U", 0x984, "Rd*size", "at", SIZE, fixed={76: 1, 91: 1}, where={"at": shared(32, True)}, words=WORDS, sms=(75,)),
-    row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, where={"at": shared(0, False, "uniform")}, words=COUNTS),
-    row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, fixed={91: 1},
-        where={"at": shared(32, False, "uniform")}, words=COUNTS),
+    *(row("LDSM.16", 0x83B, "Rd*count", "at", TRANSPOSED, COUNT, fixed=fixed, where={"at": shared(lo, False, unsigned)},
+          words=COUNTS, sms=sms)
+      for lo, fixed, turing in ((0, {}, "alone"), (32, {91: 1}, "uniform"))
+      for sms, unsigned in (((75,), turing), (SINCE_80, "never"))),
     row("LDL", 0x983, "Rd*size", "at", EVICT, SIZE, where={"at": shared(0, False)}, words=WORDS),
     row("LDL", 0x983, "Rd*size", "at", EVICT, SIZE, fixed={91: 1}, where={"at": shared(32, False)}, words=WORDS),
     row("STL", 0x387, "", "at Rb*size", EVICT, SIZE, where={"at": shared(0, False)}, words=WORDS),

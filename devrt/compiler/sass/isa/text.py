@@ -8,7 +8,8 @@ from functools import cache
 
 from devrt.compiler.sass.instruction import PT, TRUE, UPT, Address, Cbuf, File, Imm, Instruction, Label, Operand, Reg, Special
 from devrt.compiler.sass.isa.codec import absent, kinds, tables_of
-from devrt.compiler.sass.isa.fields import AddressSlot, CbufSlot, ImmSlot, Mods, Slot
+from devrt.compiler.sass.isa.fields import Mods
+from devrt.compiler.sass.isa.slots import AddressSlot, CbufSlot, ImmSlot, Slot
 from devrt.compiler.sass.isa.special import SPECIAL
 from devrt.compiler.sass.isa.tables import GENERATIONS
 from devrt.device import CompileError
@@ -107,7 +108,7 @@ def _address(address: Address, slot: Slot | None, sm: int) -> str:
     if address.uniform is not None:
         parts.append(str(address.uniform))
     offset = address.offset
-    if isinstance(slot, AddressSlot) and (not parts if slot.unsigned == "alone" else parts == [str(address.uniform)]):
+    if isinstance(slot, AddressSlot) and parts == {"alone": [], "uniform": [str(address.uniform)]}.get(slot.unsigned):
         offset &= (1 << slot.offset.width) - 1
     if offset or not parts:
         parts.append(f"{offset:#x}")

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from devrt.compiler.sass.isa.convert import NTZ, TOWARD
-from devrt.compiler.sass.isa.fields import CbufSlot, Group, ImmSlot, bits, choice, flag
+from devrt.compiler.sass.isa.fields import Group, bits, choice, flag
 from devrt.compiler.sass.isa.floats import COMPARE as COMPARE_FLOATS
 from devrt.compiler.sass.isa.floats import FTZ, ROUND, SAT, SCALE, ZERO
 from devrt.compiler.sass.isa.form import ALL, BLACKWELL, TO_90, Row, Slots, row, uniform_slot
 from devrt.compiler.sass.isa.integer import COMBINE, COMPARE, EX, LUT, LUTS, NO_CARRY, SHIFT, U32, X
+from devrt.compiler.sass.isa.slots import CbufSlot, ImmSlot
 
 SIZES = {"64": 2, "128": 4}
 SOURCE = re.compile(r"(?P<mark>[-|~]*)(?P<letter>[ABC])(?P<words>\*\w+)?$")
