@@ -256,7 +256,7 @@ def least_stall(i: Instruction) -> int:
 
 # What schedulers reckon with, in cycles: nothing depends on it but the order of instructions.
 _EXPECTED = {
-    "LDG": 300, "LD": 300, "ATOM": 400, "ATOMG": 400, "LDL": 60, "LDS": 26, "LDSM": 30, "ATOMS": 60, "SHFL": 24, "LDC": 40,
+    "LDG": 300, "LD": 300, "ATOM": 400, "ATOMG": 400, "LDL": 60, "LDS": 26, "LDSM": 60, "ATOMS": 60, "SHFL": 24, "LDC": 40,
     "LDCU": 40, "S2R": 40, "S2UR": 40, "R2UR": 12, "REDUX": 30, "MUFU": 20, "F2F": 20, "F2I": 20, "I2F": 20, "FRND": 20,
     "POPC": 16, "FLO": 16, "BREV": 16, "DADD": 48, "DMUL": 48, "DFMA": 48, "DSETP": 48, "DMMA": 32, "HMMA": 18, "IMMA": 16,
 }
@@ -267,10 +267,14 @@ def expected(i: Instruction) -> int:
     return _EXPECTED.get(i.op, 20)
 
 
+_MATRIX = {"mma1": 3, "mma2": 6}
+
+
 def issue_cycles(i: Instruction, sm: int) -> int:
-    """Cycles for which its pipe takes nothing else: 16 lanes a partition and cycle, 32 for FP32 from sm_86 on."""
+    """Cycles for which its pipe takes nothing else: 16 lanes a partition and cycle, 32 for FP32 from sm_86 on. Products of
+    matrices take 4 to 16 by generation; with 6, loads and stores stand among them, early enough for their latency."""
     p = pipe(i, sm)
-    return 1 if p == "fma" and sm >= 86 else 4 if p == "agu" else 2
+    return 1 if p == "fma" and sm >= 86 else _MATRIX.get(p, 4 if p == "agu" else 2)
 
 
 __all__ = [
