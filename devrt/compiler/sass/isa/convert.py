@@ -70,7 +70,7 @@ PACK = (
     alu("F2FP", 0x03E, "Rd", "A B", flag("RELU", 75), choice(76, 1, "", "BF16"), always("PACK_AB"), ROUND_PACK,
         imm="f32", fixed={64: 255}, kinds="156", sms=(80, 86)),
     alu("F2FP", 0x03E, "Rd", "A B", flag("RELU", 75), choice(76, 1, "F16", "BF16"), always("F32.PACK_AB"), ROUND_PACK,
-        imm="f32", fixed={64: 255}, kinds="16", sms=SINCE_89),
+        imm="f32", fixed={64: 255}, kinds="156", sms=SINCE_89),
     alu("F2FP", 0x03E, "Rd", "B C", flag("RELU", 75), choice(76, 1, "", "BF16"), always("MERGE_C"), ROUND_PACK,
         fixed={24: 255, 78: 1}, kinds="1", sms=(80, 86)),
     alu("F2FP", 0x03E, "Rd", "B C", flag("RELU", 75), choice(76, 1, "F16", "BF16"), always("F32.MERGE_C"), ROUND_PACK,
