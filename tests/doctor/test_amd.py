@@ -134,7 +134,8 @@ def test_an_interface_older_or_newer_than_the_tables() -> None:
         assert str(found.severity) == severity and words in found.what + found.evidence
 
 
-def test_the_example_in_the_documentation_is_what_is_printed() -> None:
+def test_the_example_in_the_documentation_is_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     said = [row for row in diagnose(MachineSystem(description("amd_hot"))) if row.check.startswith("amd-")
             and row.severity > Severity.OK]
     documented = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
