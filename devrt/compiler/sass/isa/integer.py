@@ -98,7 +98,7 @@ COMPARISONS = (
         fixed={81: 7, 84: 7}, sms=(90,)),
     alu("VIMNMX", 0x048, "Rd", "A B Pp", choice(72, 3, "U32", "S32", "U16x2", "S16x2", "U8x4", "S8x4"), flag("RELU", 76),
         imm="int", fixed={81: 7, 84: 7}, sms=BLACKWELL),
-    alu("VIMNMX3", 0x00F, "Rd", "A B C Pp", choice(72, 2, "U32", "", "U16x2", "S16x2"), flag("RELU", 76), kinds="1",
+    alu("VIMNMX3", 0x00F, "Rd", "A B C Pp", choice(72, 2, "U32", "", "U16x2", "S16x2"), flag("RELU", 76), kinds="1456",
         fixed={81: 0}, sms=(90,)),
     alu("VIADDMNMX", 0x046, "Rd", "A -B C Pp", choice(72, 2, "U32", "", "U16x2", "S16x2"), flag("RELU", 76), sms=(90,)),
 )
