@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import enum
 import functools
 import threading
@@ -186,7 +187,7 @@ def method_rows(methods: Methods, sm: int) -> Mapping[int, Row]:
 Action = Callable[[Mapping[str, int]], Iterator[Step] | None]
 
 
-class Engine:
+class Engine(abc.ABC):
     """An engine behind a subchannel: registers by name, and methods that do something."""
 
     def __init__(self, port: Port, methods: Methods, class_id: int) -> None:
@@ -215,9 +216,9 @@ class Engine:
         """Take many dwords for one method, or for the ones that follow it, at once; False where they go one by one."""
         return False
 
+    @abc.abstractmethod
     def refused(self, offset: int, data: int, why: str) -> ChannelError:
         """The error of a method that was refused."""
-        raise NotImplementedError
 
     def get(self, name: str) -> int:
         """A register, 0 where nothing was written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ def words_of(words: Words, mods: Mods) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slot:
+class Slot(abc.ABC):
     """Where an operand lies. `optional`: not printed where it has the value of an operand that is not there (PT, RZ, 0).
     `neg`, `abs`, `inv`, `reuse`: their bits, -1 where there are none. `select`: suffixes by value, like a group's names."""
 
@@ -33,8 +34,9 @@ class Slot:
     sized: bool = field(default=False, init=False)  # its words come from modifiers
 
     @property
+    @abc.abstractmethod
     def value_mask(self) -> int:
-        raise NotImplementedError
+        """The bits that hold its value."""
 
     @property
     def mask(self) -> int:
@@ -48,11 +50,13 @@ class Slot:
         """The bits of an optional operand that is not there."""
         return 0
 
+    @abc.abstractmethod
     def read(self, word: int, mods: Mods, address: int) -> Value:
-        raise NotImplementedError
+        """The value in a word. Raises Misfit."""
 
+    @abc.abstractmethod
     def write(self, value: Value, mods: Mods, address: int) -> int:
-        raise NotImplementedError
+        """The bits of a value. Raises Misfit."""
 
     def decode(self, word: int, mods: Mods, address: int) -> Operand:
         """Raises Misfit where the word holds what does not exist."""
