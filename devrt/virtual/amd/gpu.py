@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import struct
 import threading
-import time
 from collections.abc import Generator
 from typing import Literal, TypeAlias
 
@@ -26,14 +25,11 @@ from devrt.virtual.amd.pm4 import Pm4
 from devrt.virtual.amd.sdma import Sdma
 from devrt.virtual.faults import Faults
 from devrt.virtual.memory import Access, AddressSpace, MemoryFault
+from devrt.virtual.pace import Pace, turn
 from devrt.virtual.pieces import pieces
 
 Kind: TypeAlias = Literal["pm4", "aql", "sdma"]
 
-_TURN_S = 1e-3  # how long one queue may keep the engine while others wait
-# How the engine waits, by the time since it last did anything: it asks on and on, then after short sleeps, then after sleeps
-# that grow with the silence. 6 ms keep an idle GPU well below a hundredth of a core.
-_SPIN_S, _EAGER_S, _NAP_S, _LONGEST_S = 100e-6, 20e-3, 20e-6, 6e-3
 _UNITS = {"pm4": 4, "sdma": 1, "aql": 64}  # bytes that a write pointer counts
 
 
@@ -86,15 +82,7 @@ class GpuQueue:
 
     def turn(self) -> bool:
         """Carry out packets for a while. Returns whether there was anything to do."""
-        worked = False
-        deadline = 0.0
-        while self.step():
-            worked = True
-            now = time.monotonic()
-            deadline = deadline or now + _TURN_S
-            if now > deadline:
-                break
-        return worked
+        return turn(self.step)
 
     def step(self) -> bool:
         """One packet, or one look at what the queue waits for."""
@@ -279,7 +267,7 @@ class Gpu:
         self.ledger.close()
 
     def _loop(self) -> None:
-        last = time.monotonic()
+        pace = Pace()
         while not self._closed:
             queues = self._queues
             if not queues:
@@ -289,13 +277,4 @@ class Gpu:
             worked = False
             for queue in queues:
                 worked |= queue.turn()
-            now = time.monotonic()
-            if worked:
-                last = now
-            quiet = now - last
-            if quiet < _SPIN_S:
-                time.sleep(0)  # lets other threads of the interpreter run
-            elif quiet < _EAGER_S:
-                time.sleep(_NAP_S)
-            else:
-                time.sleep(min(quiet / 16, _LONGEST_S))
+            pace.rest(worked)

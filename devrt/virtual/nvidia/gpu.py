@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from devrt.virtual import atomics
@@ -32,14 +31,11 @@ from devrt.virtual.nvidia.faults import (
 )
 from devrt.virtual.nvidia.host import Host
 from devrt.virtual.nvidia.ledger import Cache, Order
+from devrt.virtual.pace import Pace, turn
 
 TIME_0, DOORBELL = 0x80, 0x90  # clc361.h; TIME_1 behind TIME_0
 QUIET = 0xFFFFFFFF             # what the doorbell holds that nobody rang: no channel's token
 _SETTLE_S = 1.0
-_TURN_S = 1e-3  # how long one channel may keep the engine while others wait
-# How the engine waits, by the time since it last did anything: it asks on and on, then after short sleeps, then after sleeps
-# that grow with the silence. 6 ms keep an idle GPU well below a hundredth of a core.
-_SPIN_S, _EAGER_S, _NAP_S, _LONGEST_S = 100e-6, 20e-3, 20e-6, 6e-3
 
 Report = Callable[[Channel | None, int, str], None]
 
@@ -81,15 +77,7 @@ class _Runner:
 
     def turn(self) -> bool:
         """Carry out methods for a while. Returns whether there was anything to do."""
-        worked = False
-        deadline = 0.0
-        while self.step():
-            worked = True
-            at = time.monotonic()
-            deadline = deadline or at + _TURN_S
-            if at > deadline:
-                break
-        return worked
+        return turn(self.step)
 
     def step(self) -> bool:
         """A few methods, or one look at what the channel waits for."""
@@ -282,7 +270,7 @@ class VirtualGpu:
                 runner.look()
 
     def _loop(self) -> None:
-        last = time.monotonic()
+        pace = Pace()
         while not self._closed:
             runners = self._runners
             if not runners:
@@ -296,13 +284,4 @@ class VirtualGpu:
                 worked = True
             for runner in runners:
                 worked |= runner.turn()
-            at = time.monotonic()
-            if worked:
-                last = at
-            quiet = at - last
-            if quiet < _SPIN_S:
-                time.sleep(0)  # lets other threads of the interpreter run
-            elif quiet < _EAGER_S:
-                time.sleep(_NAP_S)
-            else:
-                time.sleep(min(quiet / 16, _LONGEST_S))
+            pace.rest(worked)

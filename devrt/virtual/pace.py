@@ -1,0 +1,43 @@
+"""How the thread of a virtual GPU's engine goes: turns for those who have work, and rest for the host where nobody has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+_TURN_S = 1e-3  # how long one queue may keep the engine while others wait
+# How the engine waits, by the time since it last did anything: it asks on and on, then after short sleeps, then after sleeps
+# that grow with the silence. 6 ms keep an idle GPU well below a hundredth of a core.
+_SPIN_S, _EAGER_S, _NAP_S, _LONGEST_S = 100e-6, 20e-3, 20e-6, 6e-3
+
+
+def turn(step: Callable[[], bool]) -> bool:
+    """Step for a while, as long as there is anything to do. Returns whether there was."""
+    worked = False
+    deadline = 0.0
+    while step():
+        worked = True
+        now = time.monotonic()
+        deadline = deadline or now + _TURN_S
+        if now > deadline:
+            break
+    return worked
+
+
+class Pace:
+    """Rests between two looks, the longer the longer there was nothing to do."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def rest(self, worked: bool) -> None:
+        now = time.monotonic()
+        if worked:
+            self._last = now
+        quiet = now - self._last
+        if quiet < _SPIN_S:
+            time.sleep(0)  # lets other threads of the interpreter run
+        elif quiet < _EAGER_S:
+            time.sleep(_NAP_S)
+        else:
+            time.sleep(min(quiet / 16, _LONGEST_S))
