@@ -52,6 +52,20 @@ class Touched(Protocol):
     def wrote(self, va: int, nbytes: int) -> None: ...
 
 
+class Ranges:
+    """Touched of one dispatch, kept: (address, bytes) each."""
+
+    def __init__(self) -> None:
+        self.reads: list[tuple[int, int]] = []
+        self.writes: list[tuple[int, int]] = []
+
+    def read(self, va: int, nbytes: int) -> None:
+        self.reads.append((va, nbytes))
+
+    def wrote(self, va: int, nbytes: int) -> None:
+        self.writes.append((va, nbytes))
+
+
 class PageFile:
     """A file of pages that any process can map: what stands behind a device node. Offsets are given out page by page and
     reused; its size is only an upper bound, memory is taken when it is touched."""

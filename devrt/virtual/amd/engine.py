@@ -14,7 +14,7 @@ from devrt.virtual.amd.dispatch import Dispatch, Executor
 from devrt.virtual.amd.ledger import Flight, Ledger
 from devrt.virtual.amd.machine import Notify
 from devrt.virtual.faults import Faults
-from devrt.virtual.memory import AddressSpace, MemoryFault
+from devrt.virtual.memory import AddressSpace, MemoryFault, Ranges
 from devrt.virtual.pieces import foreign, pieces
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
@@ -59,20 +59,6 @@ def ticks(clock_khz: int) -> int:
 
 
 _foreign_lock = threading.Lock()
-
-
-class _Ranges:
-    """Touched of one dispatch."""
-
-    def __init__(self) -> None:
-        self.reads: list[tuple[int, int]] = []
-        self.writes: list[tuple[int, int]] = []
-
-    def read(self, va: int, nbytes: int) -> None:
-        self.reads.append((va, nbytes))
-
-    def wrote(self, va: int, nbytes: int) -> None:
-        self.writes.append((va, nbytes))
 
 
 class Port:
@@ -177,7 +163,7 @@ class Port:
         pieces(self.space, d.entry, 4, "execute")
         if 0 in d.groups:
             return
-        touched = _Ranges()
+        touched = Ranges()
         self.executor.run(dataclasses.replace(d, touched=touched), self.space)
         reads = [p for va, n in touched.reads for p in pieces(self.space, va, n, "read")]
         writes = [p for va, n in touched.writes for p in pieces(self.space, va, n, "write")]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from devrt.nvidia import qmd
 from devrt.nvidia.fields import HOPPER
 from devrt.nvidia.methods import COMPUTE, Pcas
-from devrt.virtual.memory import Access
+from devrt.virtual.memory import Access, Ranges
 from devrt.virtual.nvidia import qmd_check
 from devrt.virtual.nvidia.channel import ChannelError
 from devrt.virtual.nvidia.dispatch import Launch
@@ -32,20 +32,6 @@ _LAUNCHES = ("SEND_SIGNALING_PCAS_B", "SEND_SIGNALING_PCAS2_B")
 _SM_COUNT = 0x1FF  # SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_C.max_sm_count
 _SYSTEM = int(Access.SYSTEM)
 _GPC_CLIENT = "GPCCLIENT_T1_0"
-
-
-class _Ranges:
-    """Touched of one launch."""
-
-    def __init__(self) -> None:
-        self.reads: list[tuple[int, int]] = []
-        self.writes: list[tuple[int, int]] = []
-
-    def read(self, va: int, nbytes: int) -> None:
-        self.reads.append((va, nbytes))
-
-    def wrote(self, va: int, nbytes: int) -> None:
-        self.writes.append((va, nbytes))
 
 
 class Compute(Engine):
@@ -183,7 +169,7 @@ class Compute(Engine):
         port.client, port.who = _GPC_CLIENT, f"kernel {launch.entry:#x} (QMD at {va:#x}, channel {port.channel.id:#x})"
         port.inject(launch.entry, "SM (0x1)")
         self._caches(fields, launch)
-        touched = _Ranges()
+        touched = Ranges()
         port.executor.run(dataclasses.replace(launch, touched=touched), port.space)
         for at, code in port.executor.code(launch):
             port.code.read(port.space, at, code)
