@@ -133,11 +133,13 @@ class Line:
         self.ring_bell(self.wptr)
         return self
 
-    def aql(self, packet: bytes) -> Line:
-        slot = self.ring + self.wptr * 64 % self.ring_bytes
-        self.rig.space.write(slot + 4, packet[4:])
-        self.rig.space.write(slot, packet[:4])
-        self.wptr += 1
+    def aql(self, *packets: bytes) -> Line:
+        """Write packets and ring once: a bell for each would let the engine end one before it sees the next."""
+        for packet in packets:
+            slot = self.ring + self.wptr * 64 % self.ring_bytes
+            self.rig.space.write(slot + 4, packet[4:])
+            self.rig.space.write(slot, packet[:4])
+            self.wptr += 1
         self.rig.space.write(self.wptr_va, struct.pack("<Q", self.wptr))
         self.bell[:] = struct.pack("<Q", self.wptr - 1)
         return self

@@ -316,7 +316,7 @@ def test_signals_tell_the_host(r: Rig, scope: Fence, fine: bool) -> None:
 @pytest.mark.parametrize("barrier, fine", [(True, True), (False, False)])
 def test_the_barrier_bit_waits(r: Rig, barrier: bool, fine: bool) -> None:
     m, q = r.memory(PAGE, VRAM), r.queue("aql")
-    q.aql(aql_kernel(r, q, writes=(m, 64))()).aql(aql_kernel(r, q, reads=(m, 64))(barrier))
+    q.aql(aql_kernel(r, q, writes=(m, 64))(), aql_kernel(r, q, reads=(m, 64))(barrier))
     if fine:
         q.drain()
     else:
