@@ -172,9 +172,13 @@ class LinuxSystem:
 
     def ioctl(self, fd: int, request: int, argument: Argument) -> int:
         if isinstance(argument, int):
-            pointer = self._ffi.cast("void *", argument)
-        else:
-            pointer = self._ffi.from_buffer(argument, require_writable=True)
+            return self._ioctl(fd, request, self._ffi.cast("void *", argument))
+        # Given back also when the call fails: nobody can release a view that a failure's traceback holds on to, and before
+        # Python 3.11.8 and 3.12.2 the garbage collector may crash on it (python/cpython issue 77894).
+        with self._ffi.from_buffer(argument, require_writable=True) as pointer:
+            return self._ioctl(fd, request, pointer)
+
+    def _ioctl(self, fd: int, request: int, pointer: Any) -> int:
         while True:
             result = int(self._c.ioctl(fd, request, pointer))
             if result >= 0:

@@ -129,8 +129,7 @@ class Uapi:
     def call(self, system: System, fd: int, name: str, /, **fields: Any) -> Any:
         """Make the call and return its struct as the driver left it. Raises OSError."""
         argument = self.new(self.ioctls[name].struct, **fields)
-        # Released when the call fails, too: before Python 3.11.8 and 3.12.2 a view that only a failure's traceback holds can
-        # crash the garbage collector (python/cpython issue 77894).
+        # Released when the call fails, too; see LinuxSystem.ioctl.
         with memoryview(self.ffi.buffer(argument)) as data:
             system.ioctl(fd, self.request(name), data)
         return argument

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def test_nodes(system: LinuxSystem) -> None:
         assert raised.value.errno == errno.ENOTTY
     finally:
         system.close(fd)
+
+
+def test_a_failed_ioctl_lets_go_of_its_argument(system: LinuxSystem) -> None:
+    """Its owner can release it while the failure is handled, and the failure may be part of a cycle."""
+    argument, fd = bytearray(8), system.open("/dev/null", os.O_RDWR)
+    try:
+        for _ in range(20):
+            with memoryview(argument) as data, pytest.raises(OSError) as raised:
+                system.ioctl(fd, 0x80084B01, data)
+            raised.value.again = raised.value  # type: ignore[attr-defined]
+            del raised
+            argument.append(0)  # BufferError while anything exports it
+            gc.collect()
+    finally:
+        system.close(fd)
+    assert len(argument) == 28
 
 
 def test_an_ioctl_writes_into_the_buffer(system: LinuxSystem) -> None:

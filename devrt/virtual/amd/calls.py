@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Call:
-    """One ioctl. `args` is a pointer to its struct, `raw` all bytes of the argument, which may be longer."""
+    """One ioctl. `args` is a pointer to its struct, `raw` all bytes of the argument, which may be longer: a cffi buffer."""
 
     driver: AmdDriver
     client: Client
     file: Any
     args: Any
-    raw: memoryview
+    raw: Any
 
     @property
     def process(self) -> Process:

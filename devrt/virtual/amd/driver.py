@@ -191,7 +191,7 @@ class AmdDriver:
             fail(planned)
         struct_name = table.ioctls[name].struct
         buffer = table.ffi.new("char[]", max(table.size(struct_name), size, 1))
-        raw = memoryview(table.ffi.buffer(buffer))
+        raw = table.ffi.buffer(buffer)  # no memoryview, which a failure's traceback would hold: see LinuxSystem.ioctl
         raw[:size] = data
         pointer: Any = table.ffi.cast(f"{table.ctype(struct_name)} *", buffer) if struct_name else None
         call = Call(self, client, what, pointer, raw)
@@ -205,7 +205,7 @@ class AmdDriver:
             # What a failed call has to say (n_success) comes back too, as the kernel copies it.
             if table.ioctls[name].direction & _TO_USER:
                 if isinstance(argument, int):
-                    client.memory.write(argument, bytes(raw[:size]))
+                    client.memory.write(argument, raw[:size])
                 else:
                     argument[:size] = raw[:size]
         return 0

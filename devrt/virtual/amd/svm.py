@@ -31,7 +31,7 @@ def svm(call: Call) -> None:
     start, end, head = args.start_addr, args.start_addr + args.size, KFD.size("kfd_ioctl_svm_args")
     if not args.size or start % PAGE or args.size % PAGE or len(call.raw) < head + 8 * args.nattr:
         fail(errno.EINVAL)
-    wanted = list(struct.iter_unpack("<II", bytes(call.raw[head:head + 8 * args.nattr])))
+    wanted = list(struct.iter_unpack("<II", call.raw[head:head + 8 * args.nattr]))
     if args.op == SvmOp.SET_ATTR:
         _check(process, wanted)
         if not process.client.memory.covers(start, end - start, write=False):

@@ -9,6 +9,7 @@ import os
 import struct
 import threading
 import time
+import traceback
 
 import pytest
 
@@ -312,6 +313,25 @@ def test_finalizers_never_run_inside_a_call(one: Client) -> None:
         gc.collect()
     card = driver(one.system).cards[0]
     assert gc.isenabled() and card.vram_used == 0 and not card.live
+
+
+def test_failed_calls_leave_no_views_to_the_collector(one: Client) -> None:
+    """Some versions of Python crash on a memoryview that only the traceback of an exception in a cycle holds."""
+    calls: tuple[tuple[str, dict[str, int]], ...] = (
+        ("FREE_MEMORY_OF_GPU", {"handle": 1 << 40}), ("WAIT_EVENTS", {"num_events": 1, "events_ptr": 64}),
+        ("MAP_MEMORY_TO_GPU", {"handle": 1 << 40, "n_devices": 1, "device_ids_array_ptr": 64}), ("SVM", {"start_addr": 1}))
+    for name, fields in calls * 10:
+        with pytest.raises(OSError) as raised:
+            one.call(name, **fields)
+        views = [value for frame, _ in traceback.walk_tb(raised.value.__traceback__) for value in frame.f_locals.values()
+                 if isinstance(value, memoryview)]
+        assert views  # the caller's
+        for view_ in views:
+            with pytest.raises(ValueError, match="released"):
+                len(view_)
+        raised.value.again = raised.value  # type: ignore[attr-defined]
+        del raised, views, view_
+        gc.collect()
 
 
 def test_a_wait_does_not_hold_up_other_calls(one: Client) -> None:
