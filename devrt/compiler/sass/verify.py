@@ -3,6 +3,17 @@
 A state says what is under way: when registers were written and read by what takes a fixed time, and under which scoreboards
 they are to be written or read. It runs through the blocks until it changes no more; where paths meet, the worse of both
 counts. The tables of latencies are the only thing that this shares with what schedules.
+
+What hardware does beyond stalls and waits, and who says so:
+
+- A stall of 0 (with the yield hint, the only way it is encoded) lasts until the instruction has done all it does. ptxas -O0 and
+  -G write it on every instruction and take no scoreboard at all, for loads and cp.async neither, and such code runs. basalt
+  measured it on an RTX 5070 Ti (its docs/FINDINGS.md, 1): about 37 cycles in a chain of IMADs, and never a wrong result, where 1
+  to 3 are wrong. Nothing is concluded here about what was under way before that instruction.
+- A scoreboard is a counter. DEPBAR.LE SBx, n goes on when at most n are left of those that took it. Only what comes back in the
+  order of issue says which ones these are: what shares a writing queue (latency.py). Loads from global memory do not; ptxas
+  counts cp.async's groups alone (LDGDEPBAR), which end in order and write no register. Who reads shared memory too early is
+  found when it does (devrt/virtual/nvidia/translate/copies.py).
 """
 
 from __future__ import annotations
@@ -17,6 +28,7 @@ from devrt.compiler.sass.instruction import File, Imm, Instruction, Reg
 
 _FORGET = 40     # cycles after which what takes a fixed time is over
 _BOARDS = 6
+_COUNTS = 64     # more than DEPBAR can leave
 _HOLDS = 1 << 8  # beside the scoreboards: the guard of that instruction has not changed since
 _Key = TypeVar("_Key")
 
@@ -31,6 +43,8 @@ class _State:
              instructions whose results come in order behind its
     used:    word -> address of the reader -> scoreboards, any of which says that it has read
     taken:   scoreboard -> (cycle in which it was last taken, by what)
+    order:   address of a writer whose results come in order -> how often each scoreboard was taken from it on, itself included,
+             by what comes back behind it
     """
 
     written: dict[int, dict[tuple[str, bool], tuple[int, int]]] = field(default_factory=dict)
@@ -38,17 +52,19 @@ class _State:
     coming: dict[int, dict[int, int]] = field(default_factory=dict)
     used: dict[int, dict[int, int]] = field(default_factory=dict)
     taken: dict[int, tuple[int, int]] = field(default_factory=dict)
+    order: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def copy(self) -> _State:
         return _State({w: dict(x) for w, x in self.written.items()}, {w: dict(x) for w, x in self.read.items()},
-                      {w: dict(x) for w, x in self.coming.items()}, {w: dict(x) for w, x in self.used.items()}, dict(self.taken))
+                      {w: dict(x) for w, x in self.coming.items()}, {w: dict(x) for w, x in self.used.items()}, dict(self.taken),
+                      dict(self.order))
 
     def later(self, cycles: int) -> _State:
         """The same seen from so many cycles later."""
         old = cycles - _FORGET
         written = {word: kinds for word, row in self.written.items() if (kinds := _shifted(row, cycles, old))}
         read = {word: roles for word, seen in self.read.items() if (roles := _shifted(seen, cycles, old))}
-        return _State(written, read, self.coming, self.used, _shifted(self.taken, cycles, old))
+        return _State(written, read, self.coming, self.used, _shifted(self.taken, cycles, old), self.order)
 
     def meet(self, other: _State) -> bool:
         """Takes in what is under way on another path; True where that is anything new."""
@@ -58,6 +74,10 @@ class _State:
         for word, roles in other.read.items():
             changed |= _latest(self.read.setdefault(word, {}), roles)
         changed |= _latest(self.taken, other.taken)
+        for address, counts in other.order.items():
+            least = tuple(map(min, counts, self.order.get(address, counts)))
+            changed |= self.order.get(address) != least
+            self.order[address] = least
         return changed | _fewest(self.coming, other.coming) | _fewest(self.used, other.used)
 
 
@@ -142,6 +162,7 @@ def _run(rows: list[_Row], state: _State, t: latency.Tables, by_address: Mapping
                 found[i.address] = missing
         if wait:
             _waited(state, wait)
+        _counted(state, i)
         if i.op == "BAR" and "ARV" not in i.mods:  # it goes the way of memory accesses, and returns
             state.used = {word: left for word, readers in state.used.items() if (left := {
                 a: boards for a, boards in readers.items() if by_address[a].reads_in != row.reads_in})}
@@ -155,25 +176,55 @@ def _run(rows: list[_Row], state: _State, t: latency.Tables, by_address: Mapping
                 for address, boards in writers.items():
                     if by_address[address].writes_in == row.writes_in:
                         writers[address] = boards | row.written_under
-        for word, role in row.reads:
-            if row.late and word < latency.R_END:
-                state.used.setdefault(word, {})[i.address] = row.released | row.holds
-            else:
-                state.read.setdefault(word, {})[role] = (cycle, i.address)
         _guards_change(row, state, by_address)
-        if not row.guarded:
-            for word, _ in row.writes:
-                for kinds in (state.written, state.read, state.coming, state.used):
-                    kinds.pop(word, None)
-        for word, role in row.fixed:
-            state.written.setdefault(word, {})[role, row.guarded] = (cycle, i.address)
-        for word in row.variable:
-            state.coming.setdefault(word, {})[i.address] = row.written_under | row.holds
-        for board in range(_BOARDS):
-            if row.released >> board & 1:
-                state.taken[board] = (cycle, i.address)
+        if i.control.stall:
+            _under_way(row, state, cycle)
+            _in_order(row, state, by_address)
+        else:
+            _overwritten(row, state)
         cycle += max(1, i.control.stall)
     return state.later(cycle)
+
+
+def _under_way(row: _Row, state: _State, cycle: int) -> None:
+    """Notes what an instruction is about to read and to write."""
+    address = row.instruction.address
+    for word, role in row.reads:
+        if row.late and word < latency.R_END:
+            state.used.setdefault(word, {})[address] = row.released | row.holds
+        else:
+            state.read.setdefault(word, {})[role] = (cycle, address)
+    _overwritten(row, state)
+    for word, role in row.fixed:
+        state.written.setdefault(word, {})[role, row.guarded] = (cycle, address)
+    for word in row.variable:
+        state.coming.setdefault(word, {})[address] = row.written_under | row.holds
+    for board in range(_BOARDS):
+        if row.released >> board & 1:
+            state.taken[board] = (cycle, address)
+
+
+def _overwritten(row: _Row, state: _State) -> None:
+    """Forgets what was under way for words that an instruction writes in all lanes: it has been asked for."""
+    if not row.guarded:
+        for word, _ in row.writes:
+            for kinds in (state.written, state.read, state.coming, state.used):
+                kinds.pop(word, None)
+
+
+def _in_order(row: _Row, state: _State, by_address: Mapping[int, _Row]) -> None:
+    """Counts a scoreboard that is taken behind what comes back earlier."""
+    if not row.written_under or not row.writes_in:
+        return
+    if not row.guarded:
+        for address, counts in state.order.items():
+            if by_address[address].writes_in == row.writes_in:
+                state.order[address] = _taken_once_more(counts, row)
+    state.order[row.instruction.address] = _taken_once_more((0,) * _BOARDS, row)
+
+
+def _taken_once_more(counts: tuple[int, ...], row: _Row) -> tuple[int, ...]:
+    return tuple(min(n + (row.written_under >> board & 1), _COUNTS) for board, n in enumerate(counts))
 
 
 def _guards_change(row: _Row, state: _State, by_address: Mapping[int, _Row]) -> None:
@@ -193,13 +244,29 @@ def _excluded(row: _Row, other: _Row, boards: int) -> bool:
 
 
 def _emptied(i: Instruction) -> int:
-    """The scoreboards that DEPBAR waits for until nothing is left under them: its own where the count is 0 (with a count it lets
-    the last so many go on, and no register is sure), and those of its set."""
+    """The scoreboards that DEPBAR waits for until nothing is left under them: its own if the count is 0, and those of its set."""
     if i.op != "DEPBAR":
         return 0
-    boards = sum({1 << o.value.index for o in i.srcs if isinstance(o.value, Reg) and o.value.file is File.SB})
+    board, count, others = depbar(i)
+    return (0 if count or board < 0 else 1 << board) | others
+
+
+def depbar(i: Instruction) -> tuple[int, int, int]:
+    """(scoreboard, or -1; how many may be left under it; the set of scoreboards that are to be empty) of DEPBAR."""
+    boards = [o.value.index for o in i.srcs if isinstance(o.value, Reg) and o.value.file is File.SB]
     count, *others = [o.value.value for o in i.srcs if isinstance(o.value, Imm)] or [0]
-    return (0 if count else boards) | (others[0] if others else 0)
+    return (boards or [-1])[0], count, others[0] if others else 0
+
+
+def _counted(state: _State, i: Instruction) -> None:
+    """Forgets the writers that DEPBAR's count leaves none of: more came back behind them than may be left."""
+    if i.op != "DEPBAR":
+        return
+    board, count, _ = depbar(i)
+    done = {address for address, counts in state.order.items() if board >= 0 and counts[board] > count}
+    for pending in (state.coming, state.used) if done else ():
+        for word, row in list(pending.items()):
+            pending[word] = {address: boards for address, boards in row.items() if address not in done}
 
 
 def _waited(state: _State, wait: int) -> None:

@@ -41,6 +41,28 @@ def test_nothing_in_all_kernels_of_ptxas(sm: int) -> None:
             check(ptxas(path.read_text(), sm))
 
 
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_nothing_in_code_without_a_schedule(sm: int) -> None:
+    """What ptxas -O0 writes takes no scoreboard: with a stall of 0 an instruction is over before the next begins."""
+    text = next(path for path in SOURCES if path.stem == "memory").read_text()
+    for k in reader.read(ptxas(text, sm, 0)).kernels.values():
+        blocks = walked(k)
+        assert all(i.control == Control(0, True) for b in blocks.values() for i in b.instructions if i.op not in ("LDS", "NOP"))
+        assert verify.hazards(blocks, k.entry, sm) == {}
+        for b in blocks.values():
+            b.instructions[:] = [replace(i, control=Control(1)) for i in b.instructions]
+        assert verify.hazards(blocks, k.entry, sm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_nothing_in_any_code_without_a_schedule(sm: int) -> None:
+    for path in SOURCES:
+        if sm >= since(path.read_text()):
+            for k in reader.read(ptxas(path.read_text(), sm, 0)).kernels.values():
+                assert verify.hazards(walked(k), k.entry, sm) == {}, (path.stem, k.name)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_nothing_in_random_kernels_of_ptxas(seed: int) -> None:
     check(ptxas(random_ptx.module(seed, GENERATIONS[seed % 6], 120), GENERATIONS[seed % 6]))
@@ -136,6 +158,14 @@ def store(at: int, x: int, **fields: int) -> Instruction:
     return Instruction("STG", ("E",), (), (Operand(Address(r(at, 2))), *reg(r(x))), control=Control(**{"stall": 2, **fields}))
 
 
+def shared(d: int, **fields: int) -> Instruction:
+    return Instruction("LDS", (), reg(r(d)), (Operand(Address(r(2))),), control=Control(**{"stall": 2, **fields}))
+
+
+def depbar(board: int, count: int, *others: int) -> Instruction:
+    return Instruction("DEPBAR", ("LE",), (), (Operand(Reg(File.SB, board)), *reg(count, *others)), control=Control(4))
+
+
 def compare(d: int, a: int, stall: int) -> Instruction:
     return Instruction("ISETP", ("LT", "AND"), reg(p(d), PT), reg(r(a), 5, PT), control=Control(stall, stall > 11))
 
@@ -145,7 +175,6 @@ def branch(target: int, guard: Operand = TRUE, stall: int = 5) -> Instruction:
 
 
 EXIT = Instruction("EXIT", control=Control(5))
-DEPBAR = Instruction("DEPBAR", ("LE",), (), (Operand(Reg(File.SB, 0)), Operand(Imm(0))), control=Control(4))
 
 GOOD: dict[str, list[Instruction]] = {
     "a result that is there": [add(0, 1, 4), add(2, 0)],
@@ -153,8 +182,14 @@ GOOD: dict[str, list[Instruction]] = {
     "an address that has been read": [store(2, 4, read=1), add(2, 1, wait=2)],
     "a store behind it in the queue": [store(2, 4), store(6, 7, read=1), add(4, 1, wait=2)],
     "two loads under one scoreboard": [load(4, 2, write=0), load(5, 2, write=0), add(6, 4, wait=1), add(7, 5)],
-    "DEPBAR": [load(4, 2, write=0), DEPBAR, add(5, 4)],
-    "DEPBAR of a set": [load(4, 2, write=3), replace(DEPBAR, srcs=(*DEPBAR.srcs, *reg(0b1000))), add(5, 4)],
+    "DEPBAR": [load(4, 2, write=0), depbar(0, 0), add(5, 4)],
+    "DEPBAR of a set": [load(4, 2, write=3), depbar(0, 0, 0b1000), add(5, 4)],
+    "DEPBAR of the first of two": [shared(4, write=0), shared(5, write=0), depbar(0, 1), add(6, 4), add(7, 5, wait=1)],
+    "DEPBAR of two of three": [shared(4, write=1), shared(5, write=1), shared(6, write=1), depbar(1, 1), add(7, 4), add(8, 5)],
+    "DEPBAR of one of two ways": [compare(0, 1, 13), shared(4, write=0), branch(0x40, Operand(p(0))), shared(5, write=0),
+                                  shared(6, write=0), depbar(0, 1), add(7, 4)],
+    "a stall of 0": [load(4, 2, stall=0), add(5, 4, 0), add(6, 5, 0), store(2, 6, stall=0), add(2, 1)],
+    "a stall of 0 over what comes": [load(4, 2, write=0), add(4, 1, 0, wait=1), add(5, 4)],
     "opposite guards": [load(4, 2, Operand(p(0)), write=0), add(2, 1, guard=Operand(p(0), inv=True))],
     "a guard that is there": [compare(0, 1, 13), add(2, 1, guard=Operand(p(0)))],
     "a predicate as an operand": [compare(0, 1, 4), Instruction("SEL", (), reg(r(2)), reg(r(1), RZ, p(0)))],
@@ -170,6 +205,14 @@ BAD: dict[str, tuple[list[Instruction], int, str]] = {
     "a load's over a result": ([add(4, 1, 1), load(4, 2, write=0)], 0x10, "writes R4 1 cycles after 0x0 wrote it"),
     "an address in use": ([store(2, 4, read=1), add(2, 1)], 0x10, "writes R2, which 0x0 reads under scoreboard 1"),
     "data in use": ([store(2, 4), add(4, 1)], 0x10, "writes R4, which 0x0 reads under no scoreboard"),
+    "DEPBAR that leaves it": ([shared(4, write=0), shared(5, write=0), depbar(0, 2), add(6, 4)], 0x30, "reads R4"),
+    "DEPBAR that leaves the second": ([shared(4, write=0), shared(5, write=0), depbar(0, 1), add(6, 5)], 0x30, "reads R5"),
+    "DEPBAR of what has no order": ([load(4, 2, write=0), load(5, 2, write=0), depbar(0, 1), add(6, 4)], 0x30, "reads R4"),
+    "DEPBAR of two queues": ([shared(4, write=0), load(5, 2, write=0), depbar(0, 1), add(6, 4)], 0x30, "reads R4"),
+    "DEPBAR of another scoreboard": ([shared(4, write=0), shared(5, write=0), depbar(1, 1), add(6, 4)], 0x30, "reads R4"),
+    "DEPBAR where one way has less": ([compare(0, 1, 13), shared(4, write=0), branch(0x40, Operand(p(0))), shared(5, write=0),
+                                       depbar(0, 1), add(7, 4)], 0x50, "reads R4"),
+    "a stall of 0 of another": ([load(4, 2, write=0), add(7, 6, 0), add(5, 4)], 0x20, "reads R4"),
     "a guard too early": ([compare(0, 1, 12), add(2, 1, guard=Operand(p(0)))], 0x10, "reads P0 12 cycles after 0x0"),
     "a scoreboard in the next cycle": ([load(4, 2, write=0, stall=1), add(5, 6, wait=1)], 0x10, "in the cycle after"),
     "a guard that changed": ([load(4, 2, Operand(p(0)), write=0), compare(0, 1, 13),

@@ -309,7 +309,7 @@ def groups(x: Array) -> Array:
         for n in range(4):
             lanes = np.flatnonzero(k == n)
             if n < 2:
-                y[lanes] += U32(n + 1) * v[lanes].sum(dtype=U32)
+                y[lanes] += (v[lanes] * U32(n + 1)).sum(dtype=U32)
             elif len(lanes):
                 last = v[lanes[-1]]
                 above = v[lanes] > last
@@ -334,12 +334,12 @@ CASES = [(sm, name) for sm in SMS for n, name in enumerate(BODIES)
          if sm >= SINCE.get(name, 75) and (SMS[n % len(SMS)] == sm or sm == SINCE.get(name))]
 
 
-def run(sm: int, name: str, x: Array) -> tuple[Array, Array]:
+def run(sm: int, name: str, x: Array, options: str = "") -> tuple[Array, Array]:
     """(what each thread wrote, the numbers behind it)."""
     gpu = Emulator(sm)
     buffers = [gpu.alloc(np.concatenate([data, np.zeros(SPARE, U32)])) for data in (x, 0 * x)]
-    gpu.run(cubin(module(sm, source(name)), sm), buffers[0].va, buffers[1].va, len(x).to_bytes(4, "little"), grid=(2, 1, 1),
-            block=(len(x) // 2, 1, 1), name=name)
+    gpu.run(cubin(module(sm, source(name)), sm, options), buffers[0].va, buffers[1].va, len(x).to_bytes(4, "little"),
+            grid=(2, 1, 1), block=(len(x) // 2, 1, 1), name=name)
     found = [b.array(U32).copy() for b in buffers]
     gpu.close()
     return found[1][:len(x)], found[0 if name == "lock" else 1][len(x):]
@@ -358,12 +358,26 @@ def test_all_kernels(sm: int) -> None:
             check(sm, name)
 
 
-def check(sm: int, name: str) -> None:
+@pytest.mark.parametrize(("sm", "name"), [(75, "stack"), (80, "calls"), (86, "early"), (90, "groups"), (120, "switch")])
+def test_kernels_without_a_schedule(sm: int, name: str) -> None:
+    """ptxas -O0: nothing but stalls of 0, no scoreboards."""
+    check(sm, name, "-O0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", SMS)
+def test_all_kernels_without_a_schedule(sm: int) -> None:
+    for name in BODIES:
+        if sm >= SINCE.get(name, 75):
+            check(sm, name, "-O0")
+
+
+def check(sm: int, name: str, options: str = "") -> None:
     x = np.random.default_rng(len(name)).integers(0, 1 << 32, N, dtype=np.uint64).astype(U32)
     x[:8] = 0, 1, 7, 0x80000000, 0x7FFFFFFF, 0xFFFFFFFF, 3, 0x80000001
     if name == "collatz":
         x %= 1000
-    y, more = run(sm, name, x)
+    y, more = run(sm, name, x, options)
     if name == "lock":
         assert sorted(y) == list(range(1, N + 1)) and list(more[:2]) == [0, N]
         return

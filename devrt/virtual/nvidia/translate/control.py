@@ -281,11 +281,11 @@ def bsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
 
 @_named("WARPSYNC")
 def warpsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
-    """Lanes of a mask meet; .EXCLUSIVE: and go on without the others that are here."""
+    """Lanes of a mask meet; .EXCLUSIVE and .COLLECTIVE: and go on without the others that are here."""
     w = f.w
     masks = [o for o in i.srcs if o not in conditions(i) and label(i) != getattr(o.value, "target", -2)]
-    if w.masked and "EXCLUSIVE" in i.mods:
-        _alone(f, masks[0])
+    if w.masked and masks and set(i.mods) & {"EXCLUSIVE", "COLLECTIVE"}:
+        _alone(f, i, masks[0])
     elif w.masked:
         b = Reg(File.B, layout.WARPSYNC)
         w.set_reg(b, w.word(masks[0]) if masks and "ALL" not in i.mods else "splat (i32 -1)")
@@ -293,11 +293,11 @@ def warpsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
     return True
 
 
-def _alone(f: Function, mask: Operand) -> None:
+def _alone(f: Function, i: Instruction, mask: Operand) -> None:
     """The lanes with the mask of the lowest one go on if all of it are here, else they wait; the others come here again."""
     w, b, n = f.w, Reg(File.B, layout.WARPSYNC), layout.WARPSYNC
     if w.guard:
-        raise NotTranslated("WARPSYNC.EXCLUSIVE of some lanes")
+        raise NotTranslated(f"{i} of some lanes")
     here, on, wait = f"r{w.at}", w.new_label("alone"), w.new_label("wait")
     w.line(f"br label %{here}")
     w.start(here)

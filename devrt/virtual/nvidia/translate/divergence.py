@@ -22,6 +22,7 @@ from devrt.virtual.nvidia.translate import layout as at
 _VARYING = ("LDG", "LD", "LDS", "LDSM", "ATOM", "ATOMG", "ATOMS", "SHFL", "MATCH", "HMMA", "IMMA", "DMMA", "BMMA", "P2R",
             "BMOV", "TEX", "TLD")
 _SAME = ("VOTE", "B2R", "CS2R", "LEPC")  # one result for all lanes
+_ALONE = {"EXCLUSIVE", "COLLECTIVE"}
 _MEETINGS = ("BAR", "WARPSYNC", "BSYNC")
 _SAME_SPECIAL = {0x25, 0x26, 0x27, 0x2F, 0x32, 0x43, 0x50, 0x51, 0x52, 0x53, 0x88}
 _PREDICATES = 256  # tokens of P0 on
@@ -90,7 +91,8 @@ def _through(instructions: list[Instruction], state: int) -> tuple[int, bool, bo
                 return state, True, within
             continue
         guard = state & _of(i.guard)
-        within |= bool(guard) and i.op in _MEETINGS or "EXCLUSIVE" in i.mods and bool(state & _tokens(i.reads()))
+        alone = not _ALONE.isdisjoint(i.mods) and bool(state & _tokens(i.reads()))
+        within |= alone or bool(guard) and i.op in _MEETINGS
         written = _tokens(i.writes())
         if i.op == "STL":
             written = _local_words(i) or 1 << _ANYWHERE

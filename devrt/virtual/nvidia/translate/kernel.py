@@ -228,8 +228,15 @@ def _table(block: FlowBlock, constants: Mapping[int, bytes]) -> tuple[int, int] 
     """(bank, offset) of the table that the block's indirect branch takes its target from."""
     *before, last = block.instructions
     registers = {(r.file, r.index) for r in last.reads()}
-    load = next((i for i in reversed(before)
-                 if i.op in ("LDC", "ULDC", "LDCU") and registers & {(r.file, r.index) for r in i.writes()}), None)
+    load = None
+    for i in reversed(before):
+        written = {(r.file, r.index) for r in i.writes()}
+        if not registers & written:
+            continue
+        if i.op in ("LDC", "ULDC", "LDCU"):
+            load = i
+            break
+        registers = registers - written | {(r.file, r.index) for r in i.reads()}  # a copy, or the upper half that follows from it
     table = load.srcs[0].value if load is not None else None
     return (table.bank, table.offset) if isinstance(table, Cbuf) and table.bank in constants else None
 

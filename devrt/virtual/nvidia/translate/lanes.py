@@ -214,6 +214,9 @@ def special(w: Writer, number: int) -> tuple[str, bool]:
         return w.op(f"trunc i64 {window} to i32"), True
     if number == 0x32:
         return w.op(f"trunc i64 {w.field(layout.SHARED_BYTES, 'i64')} to i32"), True
+    if number == 0x37:  # LMEMHIOFF: where the upper part of a lane's local memory begins, below which a stack must not grow
+        high = w.op(f"sub i64 {w.field(layout.LOCAL_LANE, 'i64')}, {w.field(layout.LOCAL_LOW, 'i64')}")
+        return w.op(f"trunc i64 {w.op(f'sub i64 {layout.LOCAL_END}, {high}')} to i32"), True
     if number in _ZERO:
         return "0", True
     raise NotTranslated(f"special register {number:#x}")
