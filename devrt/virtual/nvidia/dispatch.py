@@ -15,7 +15,7 @@ from devrt.compiler.sass.isa import GENERATIONS, IllegalInstruction, text
 from devrt.ioctl.system import System, view
 from devrt.virtual import native
 from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Touched
-from devrt.virtual.nvidia.translate import layout
+from devrt.virtual.nvidia.translate import copies, layout
 from devrt.virtual.nvidia.translate.kernel import Function
 from devrt.virtual.nvidia.translate.writer import LANES
 
@@ -113,7 +113,8 @@ class Executor:
                 layout.PAGE_TABLE: space.root, layout.CACHED_PAGE: (1 << 64) - 1, layout.BUDGET: self.budget,
                 layout.STOP: self.stop.ctypes.data, layout.CLOCK: self.clock.ctypes.data,
                 layout.MATH: native.library(layout.FUNCTIONS), layout.CODE: kernel.base,
-                layout.SHARED: self._room("shared", n, max(launch.shared_bytes, 64)), layout.SHARED_BYTES: launch.shared_bytes,
+                layout.SHARED: self._room("shared", n, 2 * (launch.shared_bytes + 4) + copies.CLEARED),
+                layout.SHARED_BYTES: launch.shared_bytes,
                 layout.LOCAL: self._room("local", n, max(local * LANES * warps, 64)), layout.LOCAL_LANE: local,
                 layout.LOCAL_LOW: launch.local_low, layout.LOCAL_WARP: local * LANES, layout.STATES: states,
                 layout.LIVE_MASKS: masks.ctypes.data, layout.SHARED_WINDOW: launch.shared_window,
@@ -168,8 +169,10 @@ def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
         fault.pc, fault.warp, fault.lane = pc, warp, lane
         return fault
     detail = text(what) if what is not None else "no instruction of the kernel"
-    missing = kernel.hazards.get(pc - kernel.base) if kind == "missing wait" else None
-    detail += f": {missing}" if missing is not None else f", address {va:#x}" if va else ""
+    if kind == "missing wait":
+        detail += f": {kernel.hazards.get(pc - kernel.base, f'LDGSTS may still be writing byte {va:#x} of shared memory')}"
+    elif va:
+        detail += f", address {va:#x}"
     return WarpFault(kind, pc, warp, lane, detail, (block[0], block[1], block[2]))
 
 

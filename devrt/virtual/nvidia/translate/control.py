@@ -224,9 +224,8 @@ def trap(f: Function, i: Instruction, block: FlowBlock) -> bool:
     return False
 
 
-@_named("NOP", "NANOSLEEP", "DEPBAR", "PMTRIG", "ENDCOLLECTIVE")
+@_named("NOP", "NANOSLEEP", "PMTRIG", "ENDCOLLECTIVE")
 def nothing(f: Function, i: Instruction, block: FlowBlock) -> bool:
-    """Loads and copies are done at once."""
     return True
 
 

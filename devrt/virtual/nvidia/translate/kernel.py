@@ -9,7 +9,7 @@ from devrt.compiler.sass import verify
 from devrt.compiler.sass.flow import End, FlowBlock, label, walk
 from devrt.compiler.sass.instruction import TRUE, Cbuf, File, Instruction, Reg
 from devrt.virtual import gather, walker
-from devrt.virtual.nvidia.translate import barriers, control, divergence, groups, layout, rows, spaces
+from devrt.virtual.nvidia.translate import barriers, control, copies, divergence, groups, layout, rows, spaces
 from devrt.virtual.nvidia.translate.layout import KIND
 from devrt.virtual.nvidia.translate.rules import RULES
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Writer
@@ -30,6 +30,7 @@ class Function:
         self.masked = divergence.masked(self.blocks, entry)
         self.resumes: dict[int, str] = {}  # byte offset -> label: where a warp or its lanes may go on
         self.scheduled = bool(self.masked)
+        self.w.copies = copies.groups_board(self.instructions.values())
 
     def _blocks(self, code: bytes, sm: int, constants: Mapping[int, bytes]) -> dict[int, FlowBlock]:
         """The blocks, indirect branches followed to where tables in constant banks send them. A table ends where another one
@@ -82,7 +83,7 @@ class Function:
         self.suspend()
         body = "\n".join(w.lines).replace(_SAVE, "\n".join(self.saving()))
         known = (walker.TEXT + spaces.FIELDS + gather.text(LANES) + spaces.TEXT + rows.TEXT + divergence.TEXT + barriers.TEXT
-                 + groups.TEXT + _SAVES + "".join(w.helpers.values()))
+                 + copies.TEXT + groups.TEXT + _SAVES + "".join(w.helpers.values()))
         present = set(re.findall(r"^(?:declare|define) .*?@([\w.]+)\(", known, re.MULTILINE))
         declared = "\n".join(d for name, d in w.declared.items() if name not in present)
         return "\n".join([known, "define internal i32 @warp(ptr noalias %state, ptr %c) {", "entry:", *self.prologue(), body, "}",
@@ -126,9 +127,12 @@ class Function:
                     f"  %bank{bank} = load ptr, ptr %bank{bank}.at"]
         out += [f"  %resume.in = getelementptr i8, ptr %state, i64 {layout.RESUME}", "  %place = load i32, ptr %resume.in"]
         places = {self.entry: f"L{self.entry}", **self.resumes}
+        if w.copies >= 0:
+            places[self.entry] = "fresh"
         cases = " ".join(f"i32 {place}, label %{label}" for place, label in places.items())
         other = "schedule" if self.scheduled else f"L{self.entry}"
-        return [*out, f"  switch i32 %place, label %{other} [ {cases} ]"]
+        out.append(f"  switch i32 %place, label %{other} [ {cases} ]")
+        return [*out, *(copies.fresh(self.entry) if w.copies >= 0 else ())]
 
     def saving(self) -> list[str]:
         """The registers back into the state."""
@@ -155,6 +159,8 @@ class Function:
         if i.address in self.hazards:
             w.fault(KIND["missing wait"])
             return False
+        if w.copies >= 0 and i.control.wait >> w.copies & 1:
+            copies.land(w, 0)
         if any(r.file is File.R and r.index + r.words > self.registers for r in (*i.reads(), *i.writes())):
             w.fault(KIND["register out of range"])
             return False
@@ -167,7 +173,11 @@ class Function:
                 return control.NAMED[i.op](self, i, block)
             if i.op not in RULES:
                 raise NotTranslated(i.op)
+            if w.copies >= 0:
+                copies.settled(w, i)
             RULES[i.op](w, i)
+            if i.op == "LDGSTS":
+                copies.begin(w, i)
         except NotTranslated:
             w.fault(KIND["unsupported"])
             return False

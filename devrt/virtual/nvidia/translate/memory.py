@@ -135,7 +135,7 @@ def constant(w: Writer, i: Instruction) -> None:
 
 @named(RULES, "LDGSTS")
 def copy(w: Writer, i: Instruction) -> None:
-    """From global to shared memory, done at once; .ZFILL: zeros where the predicate is false."""
+    """From global to shared memory, moved at once (copies.py); .ZFILL: zeros where the predicate is false."""
     to, source = (o.value for o in (*i.dsts, *i.srcs) if isinstance(o.value, Address))
     size, lanes = nbytes(i), w.lanes()
     far, near = address(w, source, True), address(w, to, False)
@@ -201,6 +201,6 @@ def qspc(w: Writer, i: Instruction) -> None:
         w.set_reg(o.value, found)
 
 
-@named(RULES, "MEMBAR", "ERRBAR", "CCTL", "CCTLL", "LDGDEPBAR", "FENCE", "CGAERRBAR", "CCTLT")
+@named(RULES, "MEMBAR", "ERRBAR", "CCTL", "CCTLL", "FENCE", "CGAERRBAR", "CCTLT")
 def nothing(w: Writer, i: Instruction) -> None:
     """Memory is coherent and in order here."""

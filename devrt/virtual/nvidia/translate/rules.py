@@ -6,6 +6,7 @@ from devrt.virtual.nvidia.translate import (
     atomics,
     bits,
     convert,
+    copies,
     doubles,
     floats,
     half,
@@ -18,5 +19,5 @@ from devrt.virtual.nvidia.translate import (
 )
 from devrt.virtual.nvidia.translate.writer import Rule
 
-_FILES = (integer, packed, bits, memory, atomics, lanes, floats, doubles, half, convert, special, matrix)
+_FILES = (integer, packed, bits, memory, copies, atomics, lanes, floats, doubles, half, convert, special, matrix)
 RULES: dict[str, Rule] = {op: rule for file in _FILES for op, rule in file.RULES.items()}

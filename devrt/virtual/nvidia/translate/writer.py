@@ -48,6 +48,7 @@ class Writer:
         self.masked = False                # live lanes may be elsewhere: writes are under the active lanes
         self.guard = ""                    # the instruction's guard: "", or i32 (uniform: i1)
         self.at = 0                        # the instruction's byte offset
+        self.copies = -1                   # the scoreboard of groups of copies to shared memory (copies.py)
         self._known: dict[str, str] = {}   # variable -> its value, in this block
 
     # ----- text
