@@ -8,7 +8,7 @@ makes the table of a running driver; NVRM here is that of the oldest branch.
 
 from __future__ import annotations
 
-from devrt.ioctl import nv_alloc, nv_controls, nv_health
+from devrt.ioctl import nv_alloc, nv_controls, nv_health, nv_modes
 from devrt.ioctl.nv_classes import Class
 from devrt.ioctl.nv_controls import Control
 from devrt.ioctl.nv_status import Status
@@ -56,14 +56,15 @@ struct nv_ioctl_xfer_t { uint32_t cmd, size; uint64_t ptr; };
 struct nv_ioctl_wait_open_complete_t { int32_t rc; uint32_t adapterStatus; };
 """
 
-CONTROLS: dict[str, Control] = {**nv_controls.CONTROLS, **nv_health.CONTROLS}
+CONTROLS: dict[str, Control] = {**nv_controls.CONTROLS, **nv_health.CONTROLS, **nv_modes.CONTROLS}
+PARAMETERS: dict[int, str] = {**nv_alloc.PARAMETERS, **nv_modes.PARAMETERS}  # by class
 
 NVRM = Uapi(
     name="nvrm",
     header="nv-ioctl.h",
     nodes=("/dev/nvidiactl", "/dev/nvidia[0-9]*"),
     magic=ord("F"),
-    structs=STRUCTS + nv_alloc.STRUCTS + nv_controls.STRUCTS + nv_health.STRUCTS,
+    structs=STRUCTS + nv_alloc.STRUCTS + nv_controls.STRUCTS + nv_health.STRUCTS + nv_modes.STRUCTS,
     ioctls={
         "NV_ESC_CARD_INFO": IOWR(200, "nv_ioctl_card_info_t"),  # an array of them
         "NV_ESC_REGISTER_FD": IOWR(201, "nv_ioctl_register_fd_t"),
@@ -84,7 +85,7 @@ NVRM = Uapi(
         "NV_ESC_RM_MAP_MEMORY_DMA": IOWR(0x57, "NVOS46_PARAMETERS"),
         "NV_ESC_RM_UNMAP_MEMORY_DMA": IOWR(0x58, "NVOS47_PARAMETERS"),
     },
-    variants={"cmd": {row.number: row.struct for row in CONTROLS.values() if row.struct}, "hClass": nv_alloc.PARAMETERS},
+    variants={"cmd": {row.number: row.struct for row in CONTROLS.values() if row.struct}, "hClass": PARAMETERS},
     inner={
         "NV0080_CTRL_GPU_GET_CLASSLIST_PARAMS": (Pointer("classList", "numClasses", 4),),
         "NV2080_CTRL_GR_GET_INFO_PARAMS": (Pointer("grInfoList", "grInfoListSize", 8),),

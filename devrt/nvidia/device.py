@@ -16,10 +16,10 @@ from devrt.ioctl.nv_versions import tables_for
 from devrt.ioctl.system import System
 from devrt.memory import host_bytes
 from devrt.nvidia import driver as drivers
-from devrt.nvidia import faults, generation
+from devrt.nvidia import faults, generation, modes
 from devrt.nvidia.channel import Channel
 from devrt.nvidia.commands import NvidiaCommandList
-from devrt.nvidia.driver import CONTROL_NODE, Driver, connect, undo
+from devrt.nvidia.driver import CONTROL_NODE, Card, Driver, connect, undo
 from devrt.nvidia.engines import STAMP_BYTES, ComputeEngine, CopyEngine
 from devrt.nvidia.generation import GENERATIONS
 from devrt.nvidia.memory import KINDS, GpuMemory, Kind, Region
@@ -61,6 +61,9 @@ class NvidiaDevice(GpuDevice):
         driver.devices[index] = self
         try:
             self._start()
+        except DevrtError as error:
+            self.close()
+            raise modes.explained(error, self.objects.modes) from error.__cause__
         except BaseException:
             self.close()
             raise
@@ -76,7 +79,8 @@ class NvidiaDevice(GpuDevice):
         self._warps_per_tpc, self._most_tpcs = warps * sms, gpcs * tpcs
         total, heap = objects.memory_info(FbInfo.TOTAL_RAM_SIZE, FbInfo.HEAP_SIZE)
         units = sum(objects.tpcs()) * sms
-        self.properties = _properties(objects.model, self.sm, units, (total or heap) << 10)
+        model = f"{objects.model} {objects.part}" if objects.part else objects.model
+        self.properties = _properties(model, self.sm, units, (total or heap) << 10)
         self.compute_engine, self.copy_engine = ComputeEngine(self.sm), CopyEngine(self.sm)
         self.launch_dwords = len(self.compute_engine.launch_words) + len(self.compute_engine.between)
         self._local = 0  # bytes a thread that local memory was set up for
@@ -117,10 +121,10 @@ class NvidiaDevice(GpuDevice):
             tables = tables_for(drivers.version(system))
             fd = system.open(CONTROL_NODE, os.O_RDWR)
             try:
-                found = drivers.cards(system, tables, fd)
+                found = drivers.here(system, drivers.cards(system, tables, fd))
             finally:
                 system.close(fd)
-            return [_properties(_model(system, card.pci), generation.of_pci(card.device_id), 0, 0) for card in found]
+            return [_properties(_model(system, card), generation.of_pci(card.device_id), 0, 0) for card in found]
         except (OSError, DevrtError):
             return []
 
@@ -224,10 +228,11 @@ def _properties(model: str, sm: int, units: int, memory_bytes: int) -> Propertie
                       peak_f32_flops_per_s=2e6 * about.clock_mhz * about.lanes * units if about else 0.0)
 
 
-def _model(system: System, pci: str) -> str:
-    """A card's name as the driver's file has it; "" in a sandbox that shows no files of the driver."""
+def _model(system: System, card: Card) -> str:
+    """A card's name as the driver's file has it, and its instance; "" in a sandbox that shows no files of the driver."""
     try:
-        text = system.read_text(f"/proc/driver/nvidia/gpus/{pci}/information")
+        text = system.read_text(f"/proc/driver/nvidia/gpus/{card.pci}/information")
     except FileNotFoundError:
         return ""
-    return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:")), "")
+    name = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:")), "")
+    return f"{name} {card.instance}" if name and card.instance is not None else name

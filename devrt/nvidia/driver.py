@@ -26,6 +26,7 @@ from devrt.ioctl.system import (
     System,
 )
 from devrt.ioctl.uvm import InitFlag
+from devrt.nvidia.instances import Instance, instances
 from devrt.nvidia.rm import ResourceManager
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ _lock = threading.RLock()
 
 
 class Card(NamedTuple):
-    """A row of the driver's list of GPUs. `pci` is "0000:c1:00.0", `device_id` the PCI id."""
+    """A row of the driver's list of GPUs, or an instance of one. `pci` is "0000:c1:00.0", `device_id` the PCI id."""
 
     gpu_id: int
     minor: int
     pci: str
     device_id: int
+    instance: Instance | None = None
 
     @property
     def node(self) -> str:
@@ -74,6 +76,17 @@ def cards(system: System, tables: Tables, fd: int) -> list[Card]:
         place = f"{pci['domain']:04x}:{pci['bus']:02x}:{pci['slot']:02x}.{pci['function']:x}"
         found.append(Card(row["gpu_id"], row["minor_number"], place, pci["device_id"]))
     return sorted(found, key=lambda card: card.pci)
+
+
+def here(system: System, found: list[Card]) -> list[Card]:
+    """What of these GPUs is a device of this process: a container that has some of their nodes has those GPUs; a GPU that is
+    split (MIG) is as many devices as it has instances that this process can open."""
+    there = [card for card in found if system.stat(card.node).exists] or found
+    made = []
+    for card in there:
+        parts = [one for one in instances(system, card.minor) if not one.missing(system)]
+        made += [card._replace(instance=one) for one in parts] or [card]
+    return made
 
 
 def version(system: System) -> str:
@@ -140,7 +153,7 @@ class Driver:
         try:
             fd = self._open(CONTROL_NODE)
             uvm = self._open(UVM_NODE)
-            self.cards = cards(system, self.tables, fd)
+            self.cards = here(system, cards(system, self.tables, fd))
             if not self.cards:
                 raise DeviceNotFound("the NVIDIA driver has no GPU", evidence=f"driver {self.version}, {self.flavour} module",
                                      remedy="read the kernel log (`sudo dmesg`) for lines with NVRM; `lspci -d 10de:` lists the "
@@ -262,9 +275,11 @@ def undo(*actions: Callable[[], object]) -> None:
 def _cannot_open(error: OSError, path: str) -> DevrtError:
     if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
         module = "nvidia-uvm" if path == UVM_NODE else "nvidia"
+        minor = path.removeprefix("/dev/nvidia") if path not in (UVM_NODE, CONTROL_NODE) else ""
+        make = f"sudo nvidia-modprobe -c {minor}" if minor else "sudo nvidia-modprobe -u -c 0"
         return DeviceNotFound(f"{path} is not there, or nothing answers on it", evidence=errno.errorcode[error.errno],
-                              remedy=f"sudo modprobe {module} loads the module, sudo nvidia-modprobe -u -c 0 makes the nodes; in "
-                                     f"a container, pass {path} to it")
+                              remedy=f"sudo modprobe {module} loads the module, {make} makes the node; in a container, pass "
+                                     f"{path} to it")
     if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionDenied(f"this process may not open {path}", evidence=errno.errorcode[error.errno],
                                 remedy=f"sudo chmod a+rw {path}, or add the user to the node's group; in a container, pass the "

@@ -18,7 +18,9 @@ from devrt.ioctl.nv_alloc import EngineType, VaSpaceFlag
 from devrt.ioctl.nv_classes import Class, Classes, choose
 from devrt.ioctl.nv_controls import BoostFlag, ComputeMode, FbInfo, GrInfo
 from devrt.ioctl.system import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE
+from devrt.nvidia import modes
 from devrt.nvidia.driver import Card, Driver, undo
+from devrt.nvidia.instances import Instance, Subscription, instances, subscribe, title
 
 USERMODE_BYTES, TIME_LOW, DOORBELL = 0x10000, 0x80, 0x90  # clc661.h
 VA_BASE, VA_BYTES = 0x1000, 0x1FFFFFB000000  # as NVIDIA's programs ask for the address space
@@ -29,7 +31,8 @@ _COPY_ENGINES = (*range(EngineType.COPY0, EngineType.COPY9 + 1), *range(EngineTy
 
 
 class Objects:
-    """`device`, `subdevice` and `space` are handles, `fd` the card's node, `uuid` 16 bytes, `classes` what to make on it."""
+    """`device`, `subdevice` and `space` are handles, `fd` the card's node, `uuid` 16 bytes by which nvidia-uvm knows it,
+    `classes` what to make on it; `instance` the part of a split GPU that it is, and `part` that part's name."""
 
     def __init__(self, driver: Driver, card: Card, name: str) -> None:
         self.driver, self.card, self.name = driver, card, name
@@ -40,10 +43,17 @@ class Objects:
         self._gone = False  # closed when the GPU was lost
         self.subdevice = 0
         self.friends: set[bytes] = set()
+        self.modes = modes.Modes()
+        self.instance: Instance | None = None
+        self.part = ""
+        self._subscription: Subscription | None = None
         driver.enter()
         self._undo.append(driver.leave)
         try:
             self._start()
+        except DevrtError as error:
+            self.close()
+            raise modes.explained(error, self.modes) from error.__cause__
         except BaseException:
             self.close()
             raise
@@ -58,7 +68,11 @@ class Objects:
         self._undo.append(lambda: rm.free(0, self.device))
         self.subdevice = rm.alloc(f"can't make a subdevice of {name}", self.device, Class.NV20_SUBDEVICE_0,
                                   subDeviceId=about.subDeviceInstance)
+        self.modes = modes.ask(rm, self.device, self.subdevice)
+        modes.check_confidential(self.modes, name, self.card.pci)
         self._check_mode()
+        if self.card.instance is not None or self.modes.split:
+            self._take_part()
         self.classes: Classes = choose(self._class_list())
         self.uuid = self._uuid()
         self.usermode = rm.alloc(f"can't make the doorbells of {name}", self.subdevice, self.classes.usermode)
@@ -73,11 +87,37 @@ class Objects:
                               vaSize=VA_BYTES, flags=VaSpaceFlag.ENABLE_PAGE_FAULTING | VaSpaceFlag.IS_EXTERNALLY_OWNED)
         self._register()
 
+    def _take_part(self) -> None:
+        """Become an instance of the GPU, which is split (MIG): the first that can be used where the driver had not said, when it
+        listed its GPUs, that there are instances."""
+        driver, card, name = self.driver, self.card, self.name
+        shown = [card.instance] if card.instance is not None else instances(driver.system, card.minor)
+        instance = next((one for one in shown if not one.missing(driver.system)), None)
+        if instance is None:
+            raise modes.nothing_to_use(self.modes, driver.system, shown, name, card.pci)
+        for other in [device.objects for device in driver.devices.values()]:
+            if other.card.minor == card.minor and other.instance is not None and other.instance.gpu == instance.gpu:
+                raise InvalidArgument(f"{other.name} is open here, another compute instance of GPU instance {instance.gpu}",
+                                      evidence="nvidia-uvm takes a GPU instance once a process", remedy="use another process")
+        try:
+            total = self.memory_info(FbInfo.TOTAL_RAM_SIZE)[0]  # of the whole GPU, as long as no part is taken
+        except DevrtError:
+            total = 0
+        self._subscription = subscribe(driver.system, driver.rm, self.subdevice, instance, name)
+        self.instance = instance
+        self.part = title(driver.rm, self.subdevice, self._subscription, instance, total)
+
     def _register(self) -> None:
-        """Give the GPU and its address space to nvidia-uvm, which from then on keeps its page tables."""
+        """Give the GPU and its address space to nvidia-uvm, which from then on keeps its page tables, and calls an instance by a
+        UUID of its own."""
         self._kept = len(self._undo)
-        rm, uuid = self.driver.rm, {"uuid": self.uuid}
-        rm.uvm(f"nvidia-uvm does not take {self.name}", "UVM_REGISTER_GPU", gpu_uuid=uuid, rmCtrlFd=-1)
+        rm, part = self.driver.rm, self._subscription
+        fd, client, handle = (-1, 0, 0) if part is None else (rm.fd, rm.client, part.gpu)
+        made = rm.uvm(f"nvidia-uvm does not take {self.name}", "UVM_REGISTER_GPU", gpu_uuid={"uuid": self.uuid}, rmCtrlFd=fd,
+                      hClient=client, hSmcPartRef=handle)
+        if part is not None:
+            self.uuid = bytes(made.gpu_uuid.uuid[0:UUID_BYTES])
+        uuid = {"uuid": self.uuid}
         self._undo.append(lambda: undo(lambda: rm.uvm("", "UVM_UNREGISTER_GPU", gpu_uuid=uuid)))
         rm.uvm(f"nvidia-uvm does not take the address space of {self.name}", "UVM_REGISTER_GPU_VASPACE", gpuUuid=uuid,
                rmCtrlFd=rm.fd, hClient=rm.client, hVaSpace=self.space)
@@ -129,11 +169,12 @@ class Objects:
         return [made.fbInfoList[n].data for n in range(len(wanted))]
 
     def tpcs(self) -> list[int]:
-        """How many TPCs each GPC has."""
+        """How many TPCs each GPC has. GPCs of an instance are asked for from 0 on, whatever their places in the mask."""
         rm, what = self.driver.rm, f"can't ask for the shape of {self.name}"
-        gpcs = rm.control(what, self.subdevice, "NV2080_CTRL_CMD_GR_GET_GPC_MASK").gpcMask
+        mask = rm.control(what, self.subdevice, "NV2080_CTRL_CMD_GR_GET_GPC_MASK").gpcMask
+        places = [gpc for gpc in range(mask.bit_length()) if mask >> gpc & 1]
         return [rm.control(what, self.subdevice, "NV2080_CTRL_CMD_GR_GET_TPC_MASK", gpcId=gpc).tpcMask.bit_count()
-                for gpc in range(gpcs.bit_length()) if gpcs >> gpc & 1]
+                for gpc in (places if self.instance is None else range(len(places)))]
 
     @functools.cached_property
     def copy_engines(self) -> list[int]:

@@ -19,9 +19,9 @@ from devrt.device import (
     Unsupported,
 )
 from devrt.ioctl.errors import devrt_error
-from devrt.ioctl.nv_alloc import PARAMETERS
 from devrt.ioctl.nv_status import Status, status_name
 from devrt.ioctl.nv_versions import Tables
+from devrt.ioctl.nvrm import PARAMETERS
 from devrt.ioctl.system import System
 from devrt.ioctl.uapi import Uapi
 

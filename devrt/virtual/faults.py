@@ -6,7 +6,8 @@
 A spec is KIND or KIND@N: the Nth time the driver or an engine comes to where that could happen (1 where N is left out), once.
 `errno=NAME:IOCTL@N` fails the Nth call of an ioctl: `errno=ENOMEM:ALLOC_MEMORY_OF_GPU@2`. `status=NAME:CALL@N` does so by a
 status of NVIDIA's driver, which answers in the call's struct: `status=NO_MEMORY:RM_ALLOC@2`, `status=TIMEOUT:GPU_GET_GID_INFO`.
-States last: `link-down`, `exclusive`. `driver=VERSION` says which driver of NVIDIA's the machine runs.
+States last: `link-down`, `exclusive`, `cc`, .. `driver=VERSION` says which driver of NVIDIA's the machine runs, `mig` or
+`mig=3g,1g` how its GPUs are split (devrt.virtual.nvidia.mig).
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ KINDS = {
     "lost": "a call of NVIDIA's driver that concerns a GPU: the GPU has fallen off the bus",
     "link-down": "state: GPUs don't reach each other's memory",
     "exclusive": "state: NVIDIA GPUs are in exclusive mode, and another process has them",
+    "mig-pending": "state: the MIG mode of NVIDIA GPUs changes with the next reset",
+    "cc": "state: confidential computing is on, and NVIDIA GPUs wait to be attested",
+    "ppcie": "state: confidential computing of several NVIDIA GPUs (protected PCIe) is on",
+    "vgpu": "state: this is a virtual machine, and NVIDIA GPUs are parts of one",
+    "vgpu-host": "state: NVIDIA GPUs are lent out to virtual machines",
 }
 SIZES = ("vram", "gtt", "bar1")  # options with a number of bytes, K, M or G
 
@@ -39,9 +45,10 @@ _SPEC = re.compile(r"(?P<kind>[a-z-]+)(?:@(?P<at>[1-9]\d{0,8}))?")
 _ERRNO = re.compile(r"errno=(?P<name>E[A-Z0-9]+):(?P<ioctl>[A-Za-z0-9_]+)(?:@(?P<at>[1-9]\d{0,8}))?")
 _STATUS = re.compile(r"status=(?P<name>[A-Z][A-Z0-9_]+):(?P<ioctl>[A-Za-z0-9_]+)(?:@(?P<at>[1-9]\d{0,8}))?")
 _DRIVER = re.compile(r"driver=(?P<version>\d{1,4}(?:\.\d{1,4}){1,2})")
+_MIG = re.compile(r"mig(?:=(?P<instances>[0-9gc.,]+))?")
 _SIZE = re.compile(r"(?P<name>[a-z]+\d?)=(?P<number>[1-9]\d{0,14})(?P<unit>[KMG]?)")
 _REMEDY = (f"faults: {', '.join(KINDS)}, each with @N; errno=NAME:IOCTL@N, status=NAME:CALL@N, seed=N, driver=VERSION, "
-           f"{', '.join(f'{s}=BYTES' for s in SIZES)}")
+           f"mig=SIZES, {', '.join(f'{s}=BYTES' for s in SIZES)}")
 
 
 class Faults:
@@ -122,7 +129,7 @@ def parse_query(query: str) -> tuple[Faults, dict[str, int]]:
         size = _SIZE.fullmatch(word)
         if size and size["name"] in SIZES:
             sizes[size["name"]] = int(size["number"]) << {"": 0, "K": 10, "M": 20, "G": 30}[size["unit"]]
-        elif word not in seeds and not _DRIVER.fullmatch(word):
+        elif word not in seeds and not _DRIVER.fullmatch(word) and not _MIG.fullmatch(word):
             faults.inject(word)
     return faults, sizes
 
@@ -131,6 +138,12 @@ def driver_version(query: str) -> str:
     """The version that `driver=` names in the query of a URI, "" where none does."""
     found = [match["version"] for word in query.split("&") if (match := _DRIVER.fullmatch(word))]
     return found[-1] if found else ""
+
+
+def instances(query: str) -> str | None:
+    """What `mig=` in the query of a URI splits GPUs into, "" for `mig` alone; None where MIG mode is off."""
+    found = [match["instances"] or "" for word in query.split("&") if (match := _MIG.fullmatch(word))]
+    return found[-1] if found else None
 
 
 def inject(target: Any, spec: str) -> None:

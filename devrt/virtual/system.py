@@ -22,7 +22,7 @@ from devrt.ioctl.system import MAP_FIXED, TEXT_LIMIT, Argument, FileStat, Host, 
 from devrt.ioctl.uapi import Uapi
 from devrt.virtual.client import Client, Memory, Place
 from devrt.virtual.errors import fail
-from devrt.virtual.faults import Faults, driver_version, parse_query
+from devrt.virtual.faults import Faults, driver_version, instances, parse_query
 from devrt.virtual.tree import Tree
 
 _NODE_MODE, _FILE_MODE, _FOLDER_MODE = stat_bits.S_IFCHR | 0o666, stat_bits.S_IFREG | 0o444, stat_bits.S_IFDIR | 0o755
@@ -321,11 +321,12 @@ def make_system(uri: URI, host: System | None = None) -> VirtualSystem:
         raise Unsupported(f"{uri}: this version of devrt has no virtual {uri.vendor} devices",
                           remedy="use virtual:amd/gfx1100 or virtual:nvidia/sm_90")
     faults, sizes = parse_query(uri.query)
-    version = driver_version(uri.query)
+    version, split = driver_version(uri.query), instances(uri.query)
     known = ("vram", "gtt") if uri.vendor == "amd" else ("vram", "bar1")
     other = [name for name in sizes if name not in known]
-    if other or version and uri.vendor == "amd":
-        raise InvalidArgument(f"{uri}: no virtual {uri.vendor} device has {', '.join(other) or 'another driver'}",
+    if other or uri.vendor == "amd" and (version or split is not None):
+        lacks = ", ".join(other) or ("another driver" if version else "MIG mode")
+        raise InvalidArgument(f"{uri}: no virtual {uri.vendor} device has {lacks}",
                               remedy=f"sizes it has: {', '.join(known)}")
     real = host or LinuxSystem()
     driver: Driver
@@ -336,7 +337,7 @@ def make_system(uri: URI, host: System | None = None) -> VirtualSystem:
     else:
         from devrt.virtual.nvidia import driver as nvidia
         from devrt.virtual.nvidia.machine import parse_topology as nvidia_machine
-        driver = nvidia.NvidiaDriver(nvidia_machine(uri.topology, driver=version, **sizes), real, faults)
+        driver = nvidia.NvidiaDriver(nvidia_machine(uri.topology, driver=version, instances=split, **sizes), real, faults)
     return VirtualSystem(real, [driver], faults)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from devrt.ioctl import nv_alloc, nv_controls, nv_health, uvm
+from devrt.ioctl import nv_alloc, nv_controls, nv_health, nv_modes, uvm
 from devrt.ioctl.nv_classes import Class
 from devrt.ioctl.nv_status import Status
 from devrt.ioctl.nv_versions import BRANCHES, SHARED_DATA, Tables, tables_for
@@ -32,7 +32,8 @@ NEEDS_HEADERS = pytest.mark.parametrize("tree", TREES or [pytest.param(Path(), i
 AUTOGEN = {570: "nv_570", 580: "nv_580", 610: "nv_610"}  # the others have no module of tinygrad's
 
 CONSTANTS: Mapping[str, type[enum.IntEnum] | type[enum.IntFlag]] = {
-    **nv_alloc.CONSTANTS, **nv_controls.CONSTANTS, **nv_health.CONSTANTS, **uvm.CONSTANTS, "": Class, " ": Status}
+    **nv_alloc.CONSTANTS, **nv_controls.CONSTANTS, **nv_health.CONSTANTS, **nv_modes.CONSTANTS, **uvm.CONSTANTS, "": Class,
+    " ": Status}
 # Structs that a header has under another name than the oldest branch's.
 RENAMED = {"NV2080_CTRL_FB_REMAP_ENTRY": "NV2080_CTRL_FB_ROW_REMAP_ENTRY"}
 
@@ -43,8 +44,8 @@ MOVED = {"NV_ERR_DMA_XFER_FAILED"}
 SINCE = {"NV00DE_RUSD_POLL_FAN": 580, "NV2080_NOTIFIERS_GPU_RC_RESET": 580, "NV_WARN_THRESHOLD_CROSSED": 580,
          "NV_ERR_THRESHOLD_CROSSED": 580, "NV_ERR_FABRIC_STATE_OUT_OF_SYNC": 580, "NV_ERR_BUFFER_FULL": 580,
          "NV_ERR_BUFFER_EMPTY": 580, "NV_ERR_MC_FLA_OFFSET_TABLE_FULL": 580, "NV_ERR_DMA_XFER_FAILED": 580,
-         "NV_ERR_OPERATION_ABORTED": 595, "NV_ERR_RESOURCE_ACCOUNTING_HARD_LIMIT_EXCEEDED": 610,
-         "NV_WARN_RESOURCE_ACCOUNTING_SOFT_LIMIT_EXCEEDED": 610}
+         "NV_CONF_COMPUTE_SYSTEM_MULTI_GPU_MODE_NVLE": 580, "NV_ERR_OPERATION_ABORTED": 595,
+         "NV_ERR_RESOURCE_ACCOUNTING_HARD_LIMIT_EXCEEDED": 610, "NV_WARN_RESOURCE_ACCOUNTING_SOFT_LIMIT_EXCEEDED": 610}
 
 
 def constants(tables: Tables) -> dict[str, int]:
@@ -111,7 +112,7 @@ HEADERS = (
     *(f"ctrl/ctrl2080/ctrl2080{part}.h" for part in ("gpu", "gr", "fb", "mc", "bus", "ce", "event", "tmr", "perf", "rc", "nvlink",
                                                     "ecc", "gsp", "thermal")),
     "ctrl/ctrl83de/ctrl83dedebug.h", "ctrl/ctrl906f.h", "ctrl/ctrla06c.h", "ctrl/ctrla06f/ctrla06fgpfifo.h", "ctrl/ctrlc36f.h",
-    "ctrl/ctrl00de.h")
+    "ctrl/ctrl00de.h", "ctrl/ctrlc637.h", "ctrl/ctrlc638.h", "ctrl/ctrlcb33.h")
 
 
 def version_of(tree: Path) -> str:
@@ -203,7 +204,8 @@ SIZES = {
     "NV0080_CTRL_GR_GET_INFO_V2_PARAMS": (488, 488, 496, 496, 528),
     "NV2080_CTRL_CMD_NVLINK_GET_NVLINK_STATUS_PARAMS": (13320, 13344, 13864, 13864, 13864),
     "NV83DE_CTRL_DEBUG_READ_ALL_SM_ERROR_STATES_PARAMS": (4824,) * 5, "nv_ioctl_card_info_t": (72,) * 5,
-    "NV00DE_SHARED_DATA": (464, 2600, 3144, 3144),
+    "NV00DE_SHARED_DATA": (464, 2600, 3144, 3144), "NV2080_CTRL_GPU_GET_PARTITIONS_PARAMS": (1864,) * 5,
+    "NVC637_ALLOCATION_PARAMETERS": (16,) * 5, "NVC637_CTRL_EXEC_PARTITIONS_GET_PARAMS": (452,) * 5,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +14,7 @@ from devrt.virtual.memory import pages
 from devrt.virtual.nvidia.channel import Channel
 from devrt.virtual.nvidia.faults import MmuFault, SmError
 from devrt.virtual.nvidia.machine import GpuModel, GpuNode
+from devrt.virtual.nvidia.mig import GpuInstance
 from devrt.virtual.nvidia.status import refuse
 from devrt.virtual.pool import OwnFile, Pool, Store
 
@@ -51,10 +52,13 @@ class CardStore(Store):
     """Pages of a card's memory, which it counts."""
 
     card: Card | None = None
+    instance: GpuInstance | None = None
 
     def released(self) -> None:
         if self.card is not None:
             self.card.vram_used -= self.nbytes
+            if self.instance is not None:
+                self.card.used_by[self.instance.number] -= self.nbytes
             self.card.live.discard(self)
 
 
@@ -89,6 +93,7 @@ class Card:
         self.usermode = Store(OwnFile(host, "usermode", USERMODE_BYTES), 0, USERMODE_BYTES)
         self.live: set[CardStore] = set()
         self.vram_used = self.bar1_used = 0
+        self.used_by: Counter[int] = Counter()  # bytes of VRAM by GPU instance
         self.opens = 0             # of its node
         self.attached = 0          # by clients, without an open node
         self.lost = False          # it answers nothing any more, until its last descriptor is closed and it is opened again
@@ -117,18 +122,23 @@ class Card:
     def started(self) -> Engine | None:
         return self._engine
 
-    def allocate(self, nbytes: int, alignment: int, own: bool) -> CardStore:
-        """Fresh pages of VRAM, in a file of their `own` or with others. Raises Refused: NO_MEMORY."""
+    def allocate(self, nbytes: int, alignment: int, own: bool, instance: GpuInstance | None = None) -> CardStore:
+        """Fresh pages of VRAM, of an `instance` where the GPU is split, in a file of their `own` or with others. Raises Refused:
+        NO_MEMORY."""
         size = pages(nbytes)
         if self.vram_used + size > self.node.vram_usable:
+            refuse(Status.NV_ERR_NO_MEMORY)
+        if instance is not None and self.used_by[instance.number] + size > instance.part(self.node.vram_usable):
             refuse(Status.NV_ERR_NO_MEMORY)
         try:
             pool = OwnFile(self._host, f"nvidia{self.node.index}", size) if own else self.pool
             offset = 0 if own else pool.file.take(size, max(alignment, _LARGE if size >= _LARGE else 4096))
         except (MemoryError, OSError):
             refuse(Status.NV_ERR_NO_MEMORY)
-        store = CardStore(pool, offset, size, card=self)
+        store = CardStore(pool, offset, size, card=self, instance=instance)
         self.vram_used += size
+        if instance is not None:
+            self.used_by[instance.number] += size
         self.live.add(store)
         return store
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from devrt.ioctl.nv_alloc import EngineType
 from devrt.ioctl.nv_controls import FbInfo, GrInfo, P2pCaps, P2pStatus
+from devrt.ioctl.nv_modes import GpuInfo
 from devrt.ioctl.nv_status import Status
 from devrt.virtual.nvidia.card import Card
 from devrt.virtual.nvidia.objects import (
@@ -18,6 +19,7 @@ from devrt.virtual.nvidia.objects import (
     Subdevice,
 )
 from devrt.virtual.nvidia.rm import Call
+from devrt.virtual.nvidia.share import GRCES, instance_of, share_of, usable
 from devrt.virtual.nvidia.status import refuse
 
 _NO_GPU = 0xFFFFFFFF
@@ -219,7 +221,7 @@ def name_string(call: ControlCall) -> None:
 
 @control("NV2080_CTRL_CMD_GPU_GET_ENGINES_V2", Subdevice)
 def engines(call: ControlCall) -> None:
-    found = call.card.model.engines
+    found = share_of(call.target).engines
     call.params.engineCount = len(found)
     for index, engine in enumerate(found):
         call.params.engineList[index] = engine
@@ -229,9 +231,12 @@ def engines(call: ControlCall) -> None:
 def gpu_info(call: ControlCall) -> None:
     if call.params.gpuInfoListSize > len(call.params.gpuInfoList):
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    from devrt.virtual.nvidia.mode_controls import mig_mode
+    known: dict[int, int] = {GpuInfo.GPU_SM_VERSION: call.card.model.sm_version,
+                             GpuInfo.GPU_SMC_MODE: mig_mode(call.card, call.driver.faults.stands("mig-pending"))}
     for index in range(call.params.gpuInfoListSize):
         row = call.params.gpuInfoList[index]
-        row.data = call.card.model.sm_version if row.index == 0x2C else 0  # NV2080_CTRL_GPU_INFO_INDEX_GPU_SM_VERSION
+        row.data = known.get(row.index, 0)
 
 
 @control("NV2080_CTRL_CMD_MC_GET_ARCH_INFO", Subdevice)
@@ -256,6 +261,7 @@ def _gr_info(card: Card, index: int) -> int:
 @control("NV2080_CTRL_CMD_GR_GET_INFO", Subdevice)
 def gr_info(call: ControlCall) -> None:
     params, memory = call.params, call.call.process.memory
+    share_of(call.target)  # of a split GPU some part is asked for
     if not params.grInfoListSize or not params.grInfoList:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     if params.grInfoListSize > 0x100:
@@ -271,6 +277,7 @@ def gr_info(call: ControlCall) -> None:
 def gr_info_v2(call: ControlCall) -> None:
     if call.params.grInfoListSize > len(call.params.grInfoList):
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    share_of(call.target)
     for index in range(call.params.grInfoListSize):
         row = call.params.grInfoList[index]
         row.data = _gr_info(call.card, row.index)
@@ -278,12 +285,13 @@ def gr_info_v2(call: ControlCall) -> None:
 
 @control("NV2080_CTRL_CMD_GR_GET_GPC_MASK", Subdevice)
 def gpc_mask(call: ControlCall) -> None:
-    call.params.gpcMask = (1 << len(call.card.model.tpcs)) - 1
+    found = share_of(call.target)
+    call.params.gpcMask = (1 << len(found.tpcs)) - 1 << found.first_gpc
 
 
 @control("NV2080_CTRL_CMD_GR_GET_TPC_MASK", Subdevice)
 def tpc_mask(call: ControlCall) -> None:
-    tpcs = call.card.model.tpcs
+    tpcs = share_of(call.target).tpcs  # of an instance, GPCs are counted from 0 whatever their mask says
     if call.params.gpcId >= len(tpcs):
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     call.params.tpcMask = (1 << tpcs[call.params.gpcId]) - 1
@@ -292,7 +300,7 @@ def tpc_mask(call: ControlCall) -> None:
 @control("NV2080_CTRL_CMD_GR_GET_GLOBAL_SM_ORDER", Subdevice)
 def global_sm_order(call: ControlCall) -> None:
     params, number = call.params, 0
-    for gpc, tpcs in enumerate(call.card.model.tpcs):
+    for gpc, tpcs in enumerate(share_of(call.target).tpcs):
         for tpc in range(tpcs):
             for sm in range(2):
                 row = params.globalSmId[number]
@@ -308,10 +316,16 @@ def fb_info(call: ControlCall) -> None:
     if params.fbInfoListSize > len(params.fbInfoList):
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     node, model = card.node, card.model
+    wanted = {params.fbInfoList[index].index for index in range(params.fbInfoListSize)}
+    instance = instance_of(call.target)
+    if node.instances and instance is None and wanted - {FbInfo.RAM_SIZE, FbInfo.TOTAL_RAM_SIZE}:
+        refuse(Status.NV_ERR_INSUFFICIENT_PERMISSIONS)
+    limit, used = usable(card, instance)
+    total = model.vram_bytes if instance is None else instance.part(model.vram_bytes)
     known = {
         FbInfo.BAR1_SIZE: node.bar1_bytes, FbInfo.BAR1_AVAIL_SIZE: node.bar1_bytes - card.bar1_used,
-        FbInfo.RAM_SIZE: model.vram_bytes, FbInfo.TOTAL_RAM_SIZE: model.vram_bytes, FbInfo.USABLE_RAM_SIZE: node.vram_usable,
-        FbInfo.HEAP_SIZE: node.vram_usable, FbInfo.HEAP_FREE: node.vram_usable - card.vram_used,
+        FbInfo.RAM_SIZE: total, FbInfo.TOTAL_RAM_SIZE: total, FbInfo.USABLE_RAM_SIZE: limit,
+        FbInfo.HEAP_SIZE: limit, FbInfo.HEAP_FREE: limit - used,
     }
     plain = {FbInfo.L2CACHE_SIZE: model.l2_kib << 10, FbInfo.BUS_WIDTH: model.bus_bits}
     for index in range(params.fbInfoListSize):
@@ -326,11 +340,10 @@ def flush_gpu_cache(call: ControlCall) -> None:
 
 
 def _ce_caps(call: ControlCall) -> None:
-    model, engine = call.card.model, call.params.ceEngineType
+    model, engine = call.card.model, share_of(call.target).engines.get(call.params.ceEngineType, 0)
     if engine not in model.engines or engine == EngineType.GRAPHICS:
         refuse(Status.NV_ERR_NOT_SUPPORTED)
-    # The first two copy engines share the graphics engine's runlist.
-    call.params.capsTbl[0] = _SYSMEM_READ_WRITE | (_GRCE if model.engines.index(engine) <= 2 else _SHARED)
+    call.params.capsTbl[0] = _SYSMEM_READ_WRITE | (_GRCE if model.engines.index(engine) <= GRCES else _SHARED)
     call.params.capsTbl[1] = 0
 
 

@@ -1,8 +1,9 @@
 """The virtual driver: opens, ioctls and mappings of NVIDIA's nodes, for any number of processes.
 
-It answers as the open kernel modules do, of the branch that the machine runs. Where it is simpler: no MIG, no confidential
-computing, no managed memory; events are made but descriptors do not become readable. For a process under the supervisor memory
-lies in files of its own, since its mappings begin at their start; it can't map a part of one that begins later.
+It answers as the open kernel modules do, of the branch that the machine runs. Where it is simpler: no managed memory; that
+confidential computing is on, or a GPU a vGPU, is told and changes nothing; events are made but descriptors do not become
+readable. For a process under the supervisor memory lies in files of its own, since its mappings begin at their start; it can't
+map a part of one that begins later.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from typing import Any
 
 from devrt.ioctl.nv_health import RecoveryAction
+from devrt.ioctl.nv_modes import NODES
 from devrt.ioctl.nv_versions import tables_for
 from devrt.ioctl.system import PROT_WRITE, Argument, LogLine, System, view
 from devrt.ioctl.uapi import Uapi
@@ -20,17 +22,17 @@ from devrt.virtual.client import Client, Place
 from devrt.virtual.errors import fail
 from devrt.virtual.faults import Faults
 from devrt.virtual.memory import PAGE, pages
-from devrt.virtual.nvidia import channel_controls, health, proc, rm, uvm
+from devrt.virtual.nvidia import channel_controls, health, mode_controls, proc, rm, uvm
 from devrt.virtual.nvidia.card import Card, EngineFactory, native_engine
 from devrt.virtual.nvidia.channel import Channel
 from devrt.virtual.nvidia.faults import Xid
-from devrt.virtual.nvidia.files import NodeFile
+from devrt.virtual.nvidia.files import CapabilityFile, NodeFile
 from devrt.virtual.nvidia.machine import GpuNode, Machine
 from devrt.virtual.nvidia.objects import ChannelObject, RmClient
 from devrt.virtual.nvidia.uvm import UvmFile
 from devrt.virtual.pool import KernelLock, Pool
 
-HANDLER_MODULES = (rm, uvm, health, channel_controls)  # whose import registers the handlers
+HANDLER_MODULES = (rm, uvm, health, channel_controls, mode_controls)  # whose import registers the handlers
 
 _SYSTEM_POOL = 4 << 30  # bytes of system memory that RM hands out
 _LOG_LINES = 1000
@@ -107,7 +109,7 @@ class NvidiaDriver:
     # -----------------------------------------------------------------------------------------------------------------
     # Descriptors
 
-    def open(self, client: Client, path: str) -> tuple[NodeFile | UvmFile, int]:
+    def open(self, client: Client, path: str) -> tuple[NodeFile | UvmFile | CapabilityFile, int]:
         """What a descriptor of a node is from now on, and the file of pages that it must be a duplicate of. Raises OSError:
         ENOENT, EIO."""
         with self.lock:
@@ -117,6 +119,8 @@ class NvidiaDriver:
                 space = UvmFile(client)
                 self.spaces.append(space)
                 return space, self.pool.file.fd
+            if path.startswith(f"{NODES}/") and path in self.tree.nodes:
+                return CapabilityFile(client, self.tree.nodes[path][1]), self.pool.file.fd
             for card in self.cards:
                 if path == f"/dev/nvidia{card.node.index}":
                     if card.lost:

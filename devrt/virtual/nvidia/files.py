@@ -21,3 +21,11 @@ class NodeFile:
     clients: dict[int, RmClient] = field(default_factory=dict)
     references: int = 0  # of descriptors that were registered with it
     closed: bool = False
+
+
+@dataclass(eq=False)
+class CapabilityFile:
+    """A node of /dev/nvidia-caps, which answers nothing: having it open is what counts."""
+
+    process: Client
+    number: int

@@ -16,6 +16,7 @@ from devrt.device import DeviceNotFound
 from devrt.ioctl.nv_alloc import EngineType, copy_engine
 from devrt.ioctl.nv_classes import CHIPS, Class, Generation
 from devrt.virtual.memory import pages
+from devrt.virtual.nvidia import mig
 
 DRIVER = "580.105.08"  # what runs where the URI names no other
 USABLE = 2 << 30       # bytes of VRAM that can really be allocated where the URI names no other number
@@ -141,6 +142,7 @@ class GpuNode:
     index: int
     vram_usable: int
     bar1_bytes: int
+    instances: tuple[mig.GpuInstance, ...] | None = None  # None: MIG mode is off
 
     @property
     def bus(self) -> int:
@@ -162,6 +164,9 @@ class GpuNode:
     @property
     def uuid_text(self) -> str:
         return f"GPU-{uuid.UUID(bytes=self.uuid)}"
+
+    def instance_uuid(self, gpu_instance: int, compute_instance: int | None = None) -> bytes:
+        return uuid.uuid5(uuid.UUID(bytes=self.uuid), f"{gpu_instance} {compute_instance}").bytes
 
     @property
     def registers(self) -> int:
@@ -187,9 +192,11 @@ class Machine:
 _TOPOLOGY = re.compile(r"(?:(?P<count>[1-9]\d?)x)?(?P<model>[a-z0-9_]+)(?:-(?P<way>nop2p|pcie))?")
 
 
-def parse_topology(topology: str, *, driver: str = "", vram: int = USABLE, bar1: int = 0) -> Machine:
+def parse_topology(topology: str, *, driver: str = "", vram: int = USABLE, bar1: int = 0,
+                   instances: str | None = None) -> Machine:
     """The machine of a topology's name; `vram` bytes of each GPU can be allocated, `bar1` of them be mapped at once (0: as much
-    as the model maps). Raises DeviceNotFound."""
+    as the model maps); `instances` is what each is split into (devrt.virtual.nvidia.mig), None for MIG mode off. Raises
+    DeviceNotFound."""
     match = _TOPOLOGY.fullmatch(topology)
     count = int(match["count"] or 1) if match else 0
     key = OF_SM.get(match["model"], match["model"]) if match else ""
@@ -197,7 +204,9 @@ def parse_topology(topology: str, *, driver: str = "", vram: int = USABLE, bar1:
         raise DeviceNotFound(f"there is no virtual NVIDIA machine {topology!r}", remedy=(
             f"use [1-{MOST_GPUS}x]MODEL[-nop2p|-pcie] with MODEL one of {', '.join((*OF_SM, *MODELS))}"))
     model = MODELS[key]
-    gpus = tuple(GpuNode(model, index, min(pages(vram), model.vram_bytes), bar1 or model.bar1_bytes) for index in range(count))
+    split = None if instances is None else mig.split(key, instances)
+    gpus = tuple(GpuNode(model, index, min(pages(vram), model.vram_bytes), bar1 or model.bar1_bytes, split)
+                 for index in range(count))
     between = "nvlink" if model.nvlinks and match["way"] is None else "pcie"
     links = {} if match["way"] == "nop2p" else {(a, b): between for a in range(count) for b in range(count) if a != b}
     return Machine(topology, driver or DRIVER, gpus, links)

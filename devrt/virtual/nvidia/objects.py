@@ -10,6 +10,7 @@ from devrt.ioctl.nv_status import Status
 from devrt.virtual.memory import AddressSpace
 from devrt.virtual.nvidia.card import Card
 from devrt.virtual.nvidia.channel import Channel
+from devrt.virtual.nvidia.mig import ComputeInstance, GpuInstance
 from devrt.virtual.nvidia.status import refuse
 from devrt.virtual.pool import Store
 
@@ -137,6 +138,25 @@ class Device(Object):
 @dataclass(eq=False)
 class Subdevice(Object):
     pass
+
+
+@dataclass(eq=False)
+class GpuSubscription(Object):
+    """AMPERE_SMC_PARTITION_REF: its device sees this instance and nothing else."""
+
+    instance: GpuInstance | None = None
+
+
+@dataclass(eq=False)
+class ComputeSubscription(Object):
+    """AMPERE_SMC_EXEC_PARTITION_REF."""
+
+    compute: ComputeInstance | None = None
+
+
+@dataclass(eq=False)
+class Confidential(Object):
+    """NV_CONFIDENTIAL_COMPUTE: what is asked about confidential computing."""
 
 
 @dataclass(eq=False)

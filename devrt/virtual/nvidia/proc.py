@@ -9,18 +9,19 @@ import posixpath
 from collections.abc import Callable
 from typing import Protocol
 
+from devrt.ioctl.nv_modes import NODES, capability_number, compute_instance_file, gpu_instance_file, node_of
 from devrt.ioctl.system import System
 from devrt.virtual.nvidia.machine import MOST_GPUS, GpuNode, Machine
 from devrt.virtual.tree import Tree
 
 NVIDIA_MAJOR, CONTROL_MINOR = 195, 255  # Linux Documentation/admin-guide/devices.txt
-UVM_MAJOR = 511                         # given out when the module loads
+UVM_MAJOR, CAPABILITY_MAJOR = 511, 510  # given out when the modules load
 _NVIDIA = 0x10DE
 _MODULES = ("nvidia", "nvidia_uvm")
 _GTS = {3: "8.0", 4: "16.0", 5: "32.0"}
 
 # What a virtual machine answers for; below these the host is not asked.
-OWNED = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools",
+OWNED = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", NODES,
          *(f"/dev/nvidia{index}" for index in range(MOST_GPUS)), "/sys/bus/pci", "/sys/devices/pci0000:00",
          *(f"/sys/module/{name}" for name in _MODULES))
 
@@ -90,6 +91,7 @@ def build(machine: Machine, host: System, live: Live) -> Tree:
     for gpu in machine.gpus:
         tree.nodes[f"/dev/nvidia{gpu.index}"] = NVIDIA_MAJOR, gpu.index
         _gpu(tree, gpu, version)
+        _instances(tree, gpu)
         _pci(tree, gpu, live)
     tree.index()
     return tree
@@ -103,8 +105,8 @@ def _devices(host: System) -> str:
         text = "Character devices:\n  1 mem\n\nBlock devices:\n"
     rows = [row for row in text.splitlines() if "nvidia" not in row]
     end = rows.index("") if "" in rows else len(rows)
-    return "\n".join([*rows[:end], f"{NVIDIA_MAJOR} nvidia", f"{NVIDIA_MAJOR} nvidiactl", f"{UVM_MAJOR} nvidia-uvm",
-                      *rows[end:]]) + "\n"
+    return "\n".join([*rows[:end], f"{NVIDIA_MAJOR} nvidia", f"{NVIDIA_MAJOR} nvidiactl", f"{CAPABILITY_MAJOR} nvidia-caps",
+                      f"{UVM_MAJOR} nvidia-uvm", *rows[end:]]) + "\n"
 
 
 def _gpu(tree: Tree, gpu: GpuNode, version: str) -> None:
@@ -119,6 +121,19 @@ def _gpu(tree: Tree, gpu: GpuNode, version: str) -> None:
         f"{base}/power": "Runtime D3 status:          Disabled by default\nVideo Memory:               Active\n",
         f"{base}/registry": 'Binary: ""\n',
     }
+
+
+def _instances(tree: Tree, gpu: GpuNode) -> None:
+    """The capabilities of a GPU's instances (nv-caps.c, nv_cap_procfs_read): a file that names the node, and the node."""
+    tree.empty.add(f"/proc/driver/nvidia/capabilities/gpu{gpu.index}/mig")
+    for one in gpu.instances or ():
+        found = {gpu_instance_file(gpu.index, one.number): capability_number(gpu.index, one.number)}
+        for compute in one.computes:
+            found[compute_instance_file(gpu.index, one.number, compute.number)] = capability_number(
+                gpu.index, one.number, compute.number)
+        for path, number in found.items():
+            tree.files[path] = f"DeviceFileMinor: {number}\nDeviceFileMode: 292\nDeviceFileModify: 1\n"
+            tree.nodes[node_of(number)] = CAPABILITY_MAJOR, number
 
 
 def _table(rows: dict[str, str]) -> str:

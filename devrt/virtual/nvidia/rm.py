@@ -40,7 +40,7 @@ _ROOTS = (Class.NV01_ROOT, Class.NV01_ROOT_NON_PRIV, Class.NV01_ROOT_CLIENT)
 _EVENTS = (Class.NV01_EVENT, Class.NV01_EVENT_OS_EVENT)
 _OF_NO_ENGINE = {  # objects of every GPU, which the class list leaves out (g_gpu_class_list.c, genericClassDescriptorList and on)
     Class.NV01_DEVICE_0, Class.NV20_SUBDEVICE_0, *_EVENTS, Class.NV01_MEMORY_SYSTEM, Class.NV01_MEMORY_SYSTEM_OS_DESCRIPTOR,
-    Class.GT200_DEBUGGER}
+    Class.GT200_DEBUGGER, Class.AMPERE_SMC_PARTITION_REF, Class.AMPERE_SMC_EXEC_PARTITION_REF}
 
 
 @dataclass

@@ -12,7 +12,7 @@ from devrt.ioctl.nv_classes import GENERATIONS, Class
 from devrt.ioctl.nv_status import Status
 from devrt.virtual.foreign import ProcessSpace
 from devrt.virtual.memory import PAGE, Access, pages
-from devrt.virtual.nvidia import health
+from devrt.virtual.nvidia import health, mode_controls
 from devrt.virtual.nvidia.card import Card
 from devrt.virtual.nvidia.channel import NOTIFIER_BYTES, USERD_BYTES, Channel
 from devrt.virtual.nvidia.objects import (
@@ -22,6 +22,7 @@ from devrt.virtual.nvidia.objects import (
     Device,
     EngineObject,
     Event,
+    GpuSubscription,
     Group,
     Memory,
     Object,
@@ -33,6 +34,7 @@ from devrt.virtual.nvidia.objects import (
     VirtualMemory,
 )
 from devrt.virtual.nvidia.rm import Call
+from devrt.virtual.nvidia.share import instance_of, share_of
 from devrt.virtual.nvidia.status import refuse
 from devrt.virtual.pool import OwnFile, Store, take
 
@@ -148,7 +150,10 @@ def _memory(call: Call, client: RmClient, parent: Object, handle: int, class_id:
     card = _card(parent)
     store: Store
     if vram:
-        store = card.allocate(nbytes, max(alignment, min(page, 2 << 20)), call.process.foreign)
+        instance = instance_of(parent)
+        if card.node.instances and instance is None:  # there is no heap that is nobody's (vidmemGetHeap)
+            refuse(Status.NV_ERR_INVALID_STATE)
+        store = card.allocate(nbytes, max(alignment, min(page, 2 << 20)), call.process.foreign, instance)
     else:
         try:
             store = Store(OwnFile(call.driver.host, "nvidiactl", nbytes), 0, pages(nbytes)) if call.process.foreign else take(
@@ -196,10 +201,11 @@ def _virtual(call: Call, client: RmClient, parent: Object, handle: int, class_id
 
 
 def _group(call: Call, client: RmClient, parent: Object, handle: int, class_id: int, given: Any) -> Object:
-    if given.engineType not in _card(parent).model.engines:
+    engine = share_of(parent).engines.get(given.engineType)
+    if engine is None:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     va_space = client.typed(given.hVASpace, VaSpace) if given.hVASpace else None
-    made = Group(client, handle, class_id, parent, engine=given.engineType, va_space=va_space)
+    made = Group(client, handle, class_id, parent, engine=engine, va_space=va_space)
     if va_space is not None:
         va_space.dependants.append(made)
     return made
@@ -239,11 +245,15 @@ def _channel(call: Call, client: RmClient, parent: Object, handle: int, class_id
     card = _card(parent)
     if given.hContextShare and given.hVASpace:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
+    if card.node.instances == ():  # MIG mode is on, and nobody has made an instance
+        refuse(Status.NV_ERR_INVALID_STATE)
+    engines = share_of(parent).engines
     group = parent if isinstance(parent, Group) else None
     if group is None and given.hContextShare or group is not None and given.hVASpace:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
-    engine = group.engine if group is not None else given.engineType
-    if engine not in card.model.engines or given.engineType not in (0, engine):
+    wanted = engines.get(given.engineType, 0)
+    engine = group.engine if group is not None else wanted
+    if engine not in card.model.engines or given.engineType and wanted != engine:
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
     share = client.typed(given.hContextShare, CtxShare) if given.hContextShare else None
     if share is not None and share.parent is not group:
@@ -320,7 +330,8 @@ def _engine_object(call: Call, client: RmClient, parent: Object, handle: int, cl
         if faults.stands("exclusive"):
             refuse(Status.NV_ERR_STATE_IN_USE)
     elif class_id in model.generation.copy:
-        if given is not None and given.version == 1 and given.engineType not in (channel.engine, 0) and not graphics:
+        named = share_of(parent).engines.get(given.engineType, 0) if given is not None and given.version == 1 else 0
+        if named not in (channel.engine, 0) and not graphics:
             refuse(Status.NV_ERR_INVALID_ARGUMENT)
     elif not graphics:  # inline-to-memory
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
@@ -346,6 +357,9 @@ CLASSES: Mapping[int, Row] = {
     Class.KEPLER_CHANNEL_GROUP_A: Row((Device,), True, _group),
     Class.FERMI_CONTEXT_SHARE_A: Row((Group,), True, _ctx_share),
     Class.GT200_DEBUGGER: Row((Device,), True, _debugger),
+    Class.AMPERE_SMC_PARTITION_REF: Row((Subdevice,), True, mode_controls.subscribe_gpu),
+    Class.AMPERE_SMC_EXEC_PARTITION_REF: Row((GpuSubscription,), True, mode_controls.subscribe_compute),
+    Class.NV_CONFIDENTIAL_COMPUTE: Row((RmClient,), False, mode_controls.confidential),
     Class.RM_USER_SHARED_DATA: Row((Subdevice,), True, _shared_data),
     Class.NV01_EVENT: Row((), True, _event),
     Class.NV01_EVENT_OS_EVENT: Row((), True, _event),

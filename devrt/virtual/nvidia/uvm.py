@@ -13,7 +13,9 @@ from devrt.ioctl.uvm import InitFlag, Mapping_
 from devrt.virtual.client import Client
 from devrt.virtual.memory import PAGE, SPAN, Access
 from devrt.virtual.nvidia.card import Card
-from devrt.virtual.nvidia.objects import ChannelObject, Memory, RmClient, VaSpace
+from devrt.virtual.nvidia.mig import GpuInstance
+from devrt.virtual.nvidia.objects import ChannelObject, GpuSubscription, Memory, RmClient, VaSpace
+from devrt.virtual.nvidia.share import instance_of
 from devrt.virtual.nvidia.status import Refused, refuse
 from devrt.virtual.pool import Store
 
@@ -65,9 +67,10 @@ class UvmMapping:
 
 @dataclass(eq=False)
 class UvmGpu:
-    """A GPU registered with a descriptor, and the page tables that it gave over."""
+    """A GPU, or an instance of one, registered with a descriptor, and the page tables that it gave over."""
 
     card: Card
+    instance: GpuInstance | None = None
     va_space: VaSpace | None = None
 
     def pages(self) -> Any:
@@ -248,10 +251,19 @@ def register_gpu(call: Call) -> None:
     card = next((one for one in call.driver.cards if one.node.uuid == uuid), None) or refuse(Status.NV_ERR_GPU_UUID_NOT_FOUND)
     if card.lost:
         refuse(Status.NV_ERR_GPU_IS_LOST)
+    instance = _instance(call) if card.node.instances else None
+    if instance is not None:  # has a UUID of its own, by which it is called from now on
+        uuid = card.node.instance_uuid(instance.number)
+        call.args.gpu_uuid.uuid = uuid
     if uuid in call.file.gpus:
         refuse(Status.NV_ERR_INVALID_DEVICE)
-    call.file.gpus[uuid] = UvmGpu(card)
+    call.file.gpus[uuid] = UvmGpu(card, instance)
     call.args.numaEnabled, call.args.numaNodeId = 0, -1
+
+
+def _instance(call: Call) -> GpuInstance | None:
+    """The GPU instance that the caller is subscribed to (nvGpuOpsGetGpuInfo). Raises Refused."""
+    return call.client(call.args.hClient).typed(call.args.hSmcPartRef, GpuSubscription).instance
 
 
 @handles("UVM_UNREGISTER_GPU")
@@ -265,7 +277,8 @@ def unregister_gpu(call: Call) -> None:
 def register_gpu_vaspace(call: Call) -> None:
     gpu = call.file.gpu(call.uuid("gpuUuid"))
     va_space = call.client(call.args.hClient).typed(call.args.hVaSpace, VaSpace)
-    if gpu.va_space is not None or va_space.card is not gpu.card or va_space.registered is not None:
+    of = va_space.card, instance_of(va_space)
+    if gpu.va_space is not None or of != (gpu.card, gpu.instance) or va_space.registered is not None:
         refuse(Status.NV_ERR_INVALID_DEVICE)
     if not va_space.flags & VaSpaceFlag.IS_EXTERNALLY_OWNED:
         refuse(Status.NV_ERR_INVALID_FLAGS)
@@ -284,7 +297,7 @@ def enable_peer_access(call: Call) -> None:
     first, second = call.uuid("gpuUuidA"), call.uuid("gpuUuidB")
     one, other = call.file.gpu(first), call.file.gpu(second)
     pair = frozenset((first, second))
-    if one is other or pair in call.file.peers:
+    if one.card is other.card or pair in call.file.peers:
         refuse(Status.NV_ERR_INVALID_DEVICE)
     if not call.driver.reaches(one.card, other.card):
         refuse(Status.NV_ERR_NOT_SUPPORTED)
@@ -345,10 +358,12 @@ def _map(call: Call, span: ExternalRange, gpu: UvmGpu, read_only: bool) -> None:
     _unmap(span, gpu, args.base, args.length)
     owner = memory.card
     assert owner is not None  # memory is below a device
-    if owner.node.uuid not in file.gpus:
+    instance = instance_of(memory)
+    uuids = {(one.card, one.instance): uuid for uuid, one in file.gpus.items()}
+    if (owner, instance) not in uuids:
         refuse(Status.NV_ERR_INVALID_DEVICE)
-    peer = owner is not gpu.card and memory.vram
-    if peer and frozenset((owner.node.uuid, gpu.card.node.uuid)) not in file.peers:
+    peer = (owner, instance) != (gpu.card, gpu.instance) and memory.vram
+    if peer and frozenset((uuids[owner, instance], uuids[gpu.card, gpu.instance])) not in file.peers:
         refuse(Status.NV_ERR_INVALID_DEVICE)
     smallest = next((size for size in _PAGE_SIZES
                      if not (memory.page_bytes | args.base | args.length | args.offset) & size - 1), 0)

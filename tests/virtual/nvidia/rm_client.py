@@ -11,7 +11,7 @@ from devrt.ioctl.nv_alloc import ATTR, ATTR2, AllocFlag, EngineType, VaSpaceFlag
 from devrt.ioctl.nv_classes import Class
 from devrt.ioctl.nv_status import Status
 from devrt.ioctl.system import MAP_SHARED, PROT_READ, PROT_WRITE, LinuxSystem, System, view
-from devrt.virtual.faults import Faults, driver_version, parse_query
+from devrt.virtual.faults import Faults, driver_version, instances, parse_query
 from devrt.virtual.nvidia.channel import Channel
 from devrt.virtual.nvidia.driver import NvidiaDriver
 from devrt.virtual.nvidia.faults import MmuFault, SmError
@@ -206,7 +206,8 @@ def machine(topology: str = "sm_90", query: str = "") -> Iterator[VirtualSystem]
     """A virtual machine whose GPUs do nothing."""
     faults, sizes = parse_query(query)
     host = LinuxSystem()
-    driver = NvidiaDriver(parse_topology(topology, driver=driver_version(query), **sizes), host, faults, Engine)
+    made = parse_topology(topology, driver=driver_version(query), instances=instances(query), **sizes)
+    driver = NvidiaDriver(made, host, faults, Engine)
     system = VirtualSystem(host, [driver], faults)
     try:
         yield system
