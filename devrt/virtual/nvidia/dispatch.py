@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from devrt.compiler.sass import convergence
 from devrt.compiler.sass.flow import WORD
 from devrt.compiler.sass.instruction import Instruction
 from devrt.compiler.sass.isa import GENERATIONS, IllegalInstruction, text
@@ -169,8 +170,12 @@ def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
         fault.pc, fault.warp, fault.lane = pc, warp, lane
         return fault
     detail = text(what) if what is not None else "no instruction of the kernel"
-    if kind == "missing wait":
-        detail += f": {kernel.hazards.get(pc - kernel.base, f'LDGSTS may still be writing byte {va:#x} of shared memory')}"
+    if pc - kernel.base in kernel.found:
+        detail += f": {kernel.found[pc - kernel.base]}"
+    elif kind == "missing wait":
+        detail += f": LDGSTS may still be writing byte {va:#x} of shared memory"
+    elif kind == "bad barrier" and what is not None:
+        detail += f": {convergence.LANES.get(what.op, '')}"
     elif va:
         detail += f", address {va:#x}"
     return WarpFault(kind, pc, warp, lane, detail, (block[0], block[1], block[2]))
@@ -188,7 +193,7 @@ class Kernel:
             function = Function(code, entry - self.base, sm, launch.registers, _Banks(launch, space), mufu_error)
         except IllegalInstruction as e:
             raise WarpFault("illegal instruction", self.base + e.address, 0, -1, e.detail) from e
-        self.instructions, self.hazards = function.instructions, function.hazards
+        self.instructions, self.found = function.instructions, function.hazards | function.misuse
         self.parts = [(self.base + a, code[a:b]) for a, b in spans(self.instructions)]
         self.run = native.function(function.text())
         self.tables = function.tables

@@ -123,8 +123,8 @@ def test_what_never_ends(gpu: Emulator) -> None:
     # The halves of a block wait at barriers that the other half never comes to.
     lines = ["S2R R0, SR_TID.X", "ISETP.LT.U32.AND P0, PT, R0, 0x20, PT", "@P0 BRA (low)", "BAR.SYNC.DEFER_BLOCKING 0x1, 0x40",
              "EXIT", "low:", "BAR.SYNC.DEFER_BLOCKING 0x2, 0x40"]
-    e, _ = fault(gpu, lines, 0, block=(64, 1, 1))
-    assert isinstance(e, WarpFault) and e.kind == "deadlock"
+    e, at = fault(gpu, lines, 0, block=(64, 1, 1))
+    assert isinstance(e, WarpFault) and (e.kind, at, e.warp) == ("deadlock", 5, 0)
     gpu.executor.stop[0] = 1
     e, _ = fault(gpu, ["loop:", "IADD3 R0, R0, 0x1, RZ", "BRA (loop)"], 0)
     gpu.executor.stop[0] = 0
@@ -144,3 +144,34 @@ def test_a_missing_wait(gpu: Emulator) -> None:
 def test_jumps_to_nowhere(gpu: Emulator) -> None:
     e, _ = fault(gpu, ["MOV R2, 0x8", "MOV R3, RZ", "RET.REL.NODEC R2 0x0"], 0)
     assert isinstance(e, WarpFault) and e.kind == "bad address"
+
+
+PARTED = ["S2R R0, SR_TID.X", "ISETP.LT.U32.AND P0, PT, R0, 0x10, PT", "@P0 BRA (low)"]
+
+
+def test_lanes_that_wait_for_each_other(gpu: Emulator) -> None:
+    """Each half of a warp waits for the other one, elsewhere."""
+    lines = ["BSSY B0, (end)", "BSSY B1, (end)", *PARTED, "BSYNC B0", "EXIT", "low:", "BSYNC B1", "end:"]
+    e, at = fault(gpu, lines, 0)
+    assert isinstance(e, WarpFault) and (e.kind, at, e.lane) == ("deadlock", 7, 0)
+
+
+def test_lanes_that_do_not_meet(gpu: Emulator) -> None:
+    """BSYNC of lanes that BREAK took out, or whose mask was lost on its way through a register; BSSY of lanes that are to meet"""
+    met = ["BSYNC B0", "EXIT"]
+    for lines, place, detail in (
+            (["BSSY B0, (low)", *PARTED, "BREAK B0", "low:", *met], 5, "is none of those that meet"),
+            (["BSSY B0, (low)", *PARTED, "BMOV.32.CLEAR R4, B0", "MOV R4, RZ", "BMOV.32 B0, R4", "low:", *met], 7,
+             "is none of those that meet"),
+            (["BSSY B0, (end)", *PARTED, "BSSY B0, (end)", "low:", "end:", *met], 4, "no BSYNC since it was set"),
+            (["BSSY B0, (end)", *PARTED, "BMOV.32 B0, R0", "BSSY B0, (end)", "low:", "end:", *met], 5, "still meets others"),
+            ([*PARTED, "BSSY B0, (low)", "low:", *met], 4, "not set by a BSSY on every way"),
+            ([*PARTED, "low:", "BREAK B1", "EXIT"], 3, "not set by a BSSY on any way"),
+            ([*PARTED, "MOV R4, 0xf", "low:", "WARPSYNC R4", "EXIT"], 4, "not in its mask")):
+        e, at = fault(gpu, lines, 0)
+        assert isinstance(e, WarpFault) and (e.kind, at) == ("bad barrier", place) and detail in e.detail, (lines, e)
+    # BREAK and then another way, a spill that comes back, a barrier that is set anew
+    for lines in (["BSSY B0, (low)", *PARTED, "BREAK B0", "EXIT", "low:", *met],
+                  ["BSSY B0, (low)", "MOV R4, RZ", *PARTED, "BMOV.32.CLEAR R4, B0", "BMOV.32 B0, R4", "low:", *met],
+                  ["BSSY B0, (low)", *PARTED, "NOP", "low:", "BSYNC B0", "BSSY B0, (end)", "end:", *met]):
+        gpu.start(gpu.code([*lines, "EXIT"]), 0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from devrt.compiler.sass.flow import FlowBlock
 from devrt.compiler.sass.instruction import File, Imm, Instruction, Operand, Reg
 from devrt.virtual.nvidia.translate import layout as at
+from devrt.virtual.nvidia.translate.layout import KIND
 from devrt.virtual.nvidia.translate.writer import NotTranslated
 
 if TYPE_CHECKING:
@@ -226,6 +227,39 @@ release:
   ret i1 true
 no:
   ret i1 false
+}}
+
+; nobody can go on: a fault at the barrier where the first warp waits that has not ended. Its number
+define internal i32 @bar.stuck(ptr %c) noinline cold {{
+entry:
+  %states = call i64 @get_states(ptr %c)
+  br label %head
+head:
+  %w = phi i32 [ 0, %entry ], [ %w2, %head ]
+  %w64 = zext i32 %w to i64
+  %so = mul i64 %w64, {at.STATE_BYTES}
+  %sa = add i64 %states, %so
+  %s = inttoptr i64 %sa to ptr
+  %tp = getelementptr i8, ptr %s, i64 {at.STATUS}
+  %status = load i32, ptr %tp
+  %over = icmp eq i32 %status, {at.DONE}
+  %w2 = add i32 %w, 1
+  br i1 %over, label %head, label %found
+found:
+  %hp = getelementptr i8, ptr %s, i64 {at.HELD}
+  %held = load i32, ptr %hp
+  %lane = call i32 @first(i32 %held)
+  %np = getelementptr i8, ptr %s, i64 {at.NEXT}
+  %lp = getelementptr i32, ptr %np, i32 %lane
+  %next = load i32, ptr %lp
+  %rp = getelementptr i8, ptr %s, i64 {at.RESUME}
+  %resume = load i32, ptr %rp
+  %apart = icmp eq i32 %resume, {at.SCHEDULE - (1 << 32)}
+  %place = select i1 %apart, i32 %next, i32 %resume
+  %waits = sub i32 %place, 16
+  %at = zext i32 %waits to i64
+  %r = call i32 @leave(ptr %c, i64 %at, i32 {KIND["deadlock"]})
+  ret i32 %w
 }}
 
 define internal void @bar.release(ptr %c, i32 %id, i32 %r) noinline {{

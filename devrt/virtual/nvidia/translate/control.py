@@ -255,26 +255,59 @@ def _barrier(i: Instruction) -> Reg:
 
 @_named("BSSY")
 def bssy(f: Function, i: Instruction, block: FlowBlock) -> bool:
-    """The lanes that are here will meet again."""
-    w = f.w
-    w.set_reg(_barrier(i), w.splat("i32", taken(f, i)))
+    """The lanes that are here will meet again. None of them may still have somebody to meet under that barrier."""
+    w, b, lanes = f.w, _barrier(i), taken(f, i)
+    if w.masked:
+        _only(f, lanes, w.op(f"icmp eq {w.vec('i32')} {w.reg(b)}, zeroinitializer"))
+    w.set_reg(b, w.splat("i32", lanes))
     return True
 
 
 @_named("BREAK")
 def break_(f: Function, i: Instruction, block: FlowBlock) -> bool:
-    """Lanes that will not come: nobody waits for them."""
+    """Lanes that will not come: nobody waits for them, nor they for anybody."""
     w, b = f.w, _barrier(i)
-    stay = w.op(f"xor i32 {taken(f, i)}, -1")
-    left = w.op(f"and {w.vec('i32')} {w.reg(b)}, {w.splat('i32', stay)}")
-    w.put(f"b{b.index}", w.vec("i32"), left)
+    gone = taken(f, i)
+    left = w.op(f"and {w.vec('i32')} {w.reg(b)}, {w.splat('i32', w.op(f'xor i32 {gone}, -1'))}")
+    w.put(f"b{b.index}", w.vec("i32"), _none_of(f, gone, left))
     return True
+
+
+def _none_of(f: Function, lanes: str, masks: str) -> str:
+    """Masks of what each lane meets, of these lanes nobody."""
+    w = f.w
+    return w.op(f"select {w.vec('i1')} {w.bits(lanes)}, {w.vec('i32')} zeroinitializer, {w.vec('i32')} {masks}")
+
+
+def _only(f: Function, lanes: str, good: str) -> None:
+    """A fault where a lane of these is not a good one, of a bit a lane."""
+    w = f.w
+    bad = w.op(f"and i32 {lanes}, {w.op('xor i32 ' + w.number(good) + ', -1')}")
+    fine, wrong = w.new_label("fine"), w.new_label("wrong")
+    w.line(f"br i1 {w.op(f'icmp eq i32 {bad}, 0')}, label %{fine}, label %{wrong}")
+    w.start(wrong)
+    w.call("void", "refuse", ("ptr", "%c"), (w.vec("i64"), "zeroinitializer"), ("i32", bad), ("i32", str(KIND["bad barrier"])),
+           ("ptr", "%ok"))
+    w.fault(0)
+    w.start(fine)
+
+
+def _members(f: Function, b: Reg) -> str:
+    """A bit a lane: whether a lane is one of those that it meets."""
+    w = f.w
+    own = w.op(f"and {w.vec('i32')} {w.reg(b)}, {w.lanes_of('i32', [1 << n for n in range(32)])}")
+    return w.op(f"icmp ne {w.vec('i32')} {own}, zeroinitializer")
 
 
 @_named("BSYNC")
 def bsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
+    """Lanes wait for those that they meet, of which each must be one itself. Then they meet nobody any more."""
+    b, lanes = _barrier(i), taken(f, i)
     if f.w.masked:
-        meet(f, _barrier(i).index, taken(f, i))
+        _only(f, lanes, _members(f, b))
+        meet(f, b.index, lanes)
+    else:
+        f.w.set_reg(b, "zeroinitializer")
     return True
 
 
@@ -288,7 +321,9 @@ def warpsync(f: Function, i: Instruction, block: FlowBlock) -> bool:
     elif w.masked:
         b = Reg(File.B, layout.WARPSYNC)
         w.set_reg(b, w.word(masks[0]) if masks and "ALL" not in i.mods else "splat (i32 -1)")
-        meet(f, b.index, taken(f, i))
+        lanes = taken(f, i)
+        _only(f, lanes, _members(f, b))
+        meet(f, b.index, lanes)
     return True
 
 
@@ -298,6 +333,7 @@ def _alone(f: Function, i: Instruction, mask: Operand) -> None:
     if w.guard:
         raise NotTranslated(f"{i} of some lanes")
     here, on, wait = f"r{w.at}", w.new_label("alone"), w.new_label("wait")
+    f.alone.append(w.at)
     w.line(f"br label %{here}")
     w.start(here)
     f.resumes.setdefault(w.at, here)
@@ -323,15 +359,18 @@ def _alone(f: Function, i: Instruction, mask: Operand) -> None:
 
 def meet(f: Function, n: int, lanes: str) -> None:
     """Lanes wait for those that they meet at a convergence barrier; nobody does where all that live are here."""
-    w = f.w
-    w.reg(Reg(File.B, n))
-    wait, on = w.new_label("wait"), f"r{w.at + 16}"
-    w.line(f"br i1 {w.op('icmp eq i32 ' + w.active() + ', ' + w.get('live', 'i32'))}, label %{on}, label %{wait}")
+    w, b = f.w, Reg(File.B, n)
+    every = w.reg(b)
+    wait, met, on = w.new_label("wait"), w.new_label("met"), f"r{w.at + 16}"
+    w.line(f"br i1 {w.op('icmp eq i32 ' + w.active() + ', ' + w.get('live', 'i32'))}, label %{met}, label %{wait}")
     w.start(wait)
     places(f, w.active(), str(w.at + 16))
     for name in (f"wait{n}", "blocked"):
         w.put(name, "i32", w.op(f"or i32 {w.get(name, 'i32')}, {lanes}"))
     w.line("br label %schedule")
+    w.start(met)
+    w.put(f"b{n}", w.vec("i32"), _none_of(f, lanes, every))
+    w.line(f"br label %{on}")
     w.start(on)
     f.resumes.setdefault(w.at + 16, on)
 

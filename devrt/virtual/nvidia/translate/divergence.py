@@ -7,7 +7,7 @@ instead, so that lanes that wait for each other get on. Lanes that yield are not
 code yields in loops that wait for other lanes.
 
 A convergence barrier is a mask a lane: the lanes that it meets there. BSSY notes the active ones, BSYNC waits until all of them
-that live have come.
+that live have come, and empties it.
 """
 
 from __future__ import annotations
@@ -156,6 +156,11 @@ go:
   %held = load i32, ptr %blocked
   %h2 = and i32 %held, %rest
   store i32 %h2, ptr %blocked
+  %gone = and i32 %waiting, %all
+  %gone.bits = bitcast i32 %gone to <32 x i1>
+  %masks = load <32 x i32>, ptr %b, align 64
+  %free = select <32 x i1> %gone.bits, <32 x i32> zeroinitializer, <32 x i32> %masks
+  store <32 x i32> %free, ptr %b, align 64
   br label %next
 next:
   %away = phi i32 [ %own, %lane ], [ %all, %go ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from devrt.virtual.nvidia.translate import layout as at
-from devrt.virtual.nvidia.translate.layout import KIND
 
 # Blocks %begin to %end in order x, y, z.
 _SLICE = 4096  # branches backwards until another warp of the block may run
@@ -140,11 +139,10 @@ block.next:
   %g2 = add i64 %g, 1
   br label %block
 stuck:
-  %e64 = zext i32 %start to i64
-  %end.of = call i32 @leave(ptr %c, i64 %e64, i32 {KIND["deadlock"]})
+  %held = call i32 @bar.stuck(ptr %c)
   br label %bad
 bad:
-  %who = phi i32 [ %v, %go ], [ 0, %stuck ]
+  %who = phi i32 [ %v, %go ], [ %held, %stuck ]
   call void @set_fault_warp(ptr %c, i32 %who)
   call void @set_local(ptr %c, i64 %private)
   ret i32 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from devrt.compiler.sass import verify
+from devrt.compiler.sass import convergence, verify
 from devrt.compiler.sass.flow import End, FlowBlock, label, walk
 from devrt.compiler.sass.instruction import TRUE, Cbuf, File, Instruction, Reg
 from devrt.virtual import gather, walker
@@ -27,8 +27,10 @@ class Function:
         self.tables: dict[tuple[int, int], bytes] = {}  # (bank, offset) -> content that decided where branches go
         self.blocks = self._blocks(code, sm, constants)
         self.hazards = verify.hazards(self.blocks, entry, sm)
+        self.misuse = convergence.misuse(self.blocks, entry)
         self.masked = divergence.masked(self.blocks, entry)
         self.resumes: dict[int, str] = {}  # byte offset -> label: where a warp or its lanes may go on
+        self.alone: list[int] = []         # addresses of WARPSYNCs to which lanes that wait come again
         self.scheduled = bool(self.masked)
         self.w.copies = copies.groups_board(self.instructions.values())
 
@@ -159,6 +161,9 @@ class Function:
         if i.address in self.hazards:
             w.fault(KIND["missing wait"])
             return False
+        if i.address in self.misuse:
+            w.fault(KIND["bad barrier"])
+            return False
         if w.copies >= 0 and i.control.wait >> w.copies & 1:
             copies.land(w, 0)
         if any(r.file is File.R and r.index + r.words > self.registers for r in (*i.reads(), *i.writes())):
@@ -216,14 +221,26 @@ class Function:
         held = w.field(layout.HELD, "i32", "%state")
         w.line(f"br i1 {w.op(f'icmp ne i32 {held}, 0')}, label %suspend, label %deadlock")
         w.start("deadlock")
-        w.at = self.entry
-        w.fault(KIND["deadlock"])
+        self.deadlock(blocked)
         w.start("lost")
         far = w.call("i32", "lost", ("ptr", "%c"), ("i32", place))
         w.line(f"ret i32 {far}")
         w.start("ended")
         w.set_field(layout.LIVE, "i32", "0")
         w.line(f"ret i32 {layout.DONE}")
+
+    def deadlock(self, blocked: str) -> None:
+        """All lanes that live wait for each other: a fault at what the lowest one waits at, before where it would go on."""
+        w = self.w
+        lane = w.call("i32", "first", ("i32", blocked))
+        place = w.op(f"load i32, ptr {w.op(f'getelementptr i32, ptr %next, i32 {lane}')}")
+        again = "false"
+        for own in self.alone:
+            again = w.op(f"or i1 {again}, {w.op(f'icmp eq i32 {place}, {own}')}")
+        at = w.op(f"sub i32 {place}, {w.op(f'select i1 {again}, i32 0, i32 16')}")
+        w.call("i32", "leave", ("ptr", "%c"), ("i64", w.op(f"zext i32 {at} to i64")), ("i32", str(KIND["deadlock"])))
+        w.call("void", "set_lane", ("ptr", "%c"), ("i32", lane))
+        w.line(f"ret i32 {layout.FAULT}")
 
     def suspend(self) -> None:
         """Put everything back into the state and let other warps run."""
