@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -21,6 +20,7 @@ from devrt.compiler import dtypes as dt
 from devrt.device import DevrtError, InvalidArgument, PermissionDenied, Unsupported
 from devrt.ioctl.system import LinuxSystem
 from tests.array.reference import array, numbers, value
+from tests.garbage import collect
 
 DTYPES = tuple(safetensors.DTYPES.values())
 Entry = dict[str, Any]
@@ -44,7 +44,7 @@ def settle() -> None:
     """Let go of what finished work and dropped arrays still hold."""
     device: Any = registry.open("cpu")
     device.compute.wait(device.compute.submitted)
-    gc.collect()
+    collect()
     device.allocator.usage()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import subprocess
 import sys
@@ -29,7 +28,7 @@ B = X > 3
 
 def state() -> tuple[int, int, int]:
     """Open files, live bytes on the device, and memory maps of files."""
-    gc.collect()
+    collect()
     live: int = registry.open("cpu").allocator.usage().live  # type: ignore[attr-defined]
     maps = sum("/" in line for line in Path("/proc/self/maps").read_text().splitlines())
     return len(os.listdir("/proc/self/fd")), live, maps
@@ -283,6 +282,7 @@ def test_folder_that_cannot_be_written(own_cache: Path, tmp_path: Path, monkeypa
 
 CHILD = """
 import numpy as np, devrt
+from tests.garbage import collect
 a = devrt.asarray(np.arange(100, dtype=np.float32))
 for n in range(6):
     assert ((a * float(n + 2) + 1).numpy() == np.arange(100) * (n + 2) + 1).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +12,7 @@ import devrt
 from devrt.compiler import dtypes as dt
 from devrt.compiler.dtypes import DType
 from tests.array.reference import ARITHMETIC, SIZES, array, numbers, same, value
+from tests.garbage import collect
 
 
 @pytest.mark.parametrize("d", dt.ALL, ids=str)
@@ -83,7 +83,7 @@ def test_zero_copy(d: DType) -> None:
     assert not x.numpy().flags.writeable and x.numpy().ctypes.data == a.ctypes.data
     want = a.copy()
     del a
-    gc.collect()
+    collect()
     same(x, want)
 
 

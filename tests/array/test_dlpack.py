@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from devrt import registry
 from devrt.compiler import dtypes as dt
 from devrt.device import InvalidArgument, Unsupported
 from tests.array.reference import NP, array, numbers, value
+from tests.garbage import collect
 
 TORCH = {dt.bool_: torch.bool, dt.int8: torch.int8, dt.int16: torch.int16, dt.int32: torch.int32, dt.int64: torch.int64,
          dt.uint8: torch.uint8, dt.uint16: torch.uint16, dt.uint32: torch.uint32, dt.uint64: torch.uint64,
@@ -34,7 +34,7 @@ def quiet() -> Iterator[None]:
 
 def settle() -> None:
     """Let go of everything: garbage, and what finished submissions still hold."""
-    gc.collect()
+    collect()
     device = registry.open("cpu")
     device.compute.wait(device.compute.submitted)  # type: ignore[attr-defined]
     device.allocator.usage()  # type: ignore[attr-defined]

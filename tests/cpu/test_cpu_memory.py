@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import weakref
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from devrt.cpu.device import CpuDevice
 from devrt.device import InvalidArgument, OutOfMemory, Placement
 from devrt.memory import size_class
+from tests.garbage import collect
 
 
 def mappings() -> int:
@@ -102,10 +102,10 @@ def test_dropped_buffers_come_back_but_not_while_a_view_lives(device: CpuDevice)
     buffer = device.alloc(4 << 20)
     view = np.frombuffer(buffer.host(), np.uint8)
     del buffer
-    gc.collect()
+    collect()
     assert device.allocator.usage().live == before + (4 << 20)
     del view
-    gc.collect()
+    collect()
     assert device.allocator.usage().live == before
 
 
@@ -124,13 +124,13 @@ def test_wrap_keeps_the_owner_and_does_not_copy(device: CpuDevice) -> None:
     value = device.compute.submit(commands, wait=[(go, 1)])
     device.free(wrapped)
     del wrapped, commands
-    gc.collect()
+    collect()
     assert reference() is not None
     go.signal(1)
     device.compute.wait(value, 30)
     np.testing.assert_array_equal(memory, np.arange(16) * 3 + 1)
     device.retirement.collect()
-    gc.collect()
+    collect()
     assert reference() is None
     with pytest.raises(InvalidArgument):
         device.wrap(0, 8, None)
@@ -182,11 +182,11 @@ def test_nothing_leaks_over_open_and_close() -> None:
         device.close()
 
     life()
-    gc.collect()
+    collect()
     before, fds = mappings(), descriptors()
     for _ in range(10):
         life()
-    gc.collect()
+    collect()
     # A thread's stack may join or leave a neighbouring mapping; ten leaks of anything would show.
     assert mappings() <= before + 4 and descriptors() == fds
 
@@ -197,5 +197,5 @@ def test_views_outlive_the_device() -> None:
     view[:4] = b"abcd"
     device.close()
     del device
-    gc.collect()
+    collect()
     assert bytes(view[:4]) == b"abcd"

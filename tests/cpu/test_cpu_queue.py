@@ -367,11 +367,15 @@ def test_text_of_a_list(device: CpuDevice, step: CpuProgram) -> None:
 
 
 def test_ctrl_c_interrupts_a_wait(device: CpuDevice) -> None:
+    before = unix.signal(unix.SIGINT, unix.default_int_handler)  # what runs in a shell's background ignores it
     timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), unix.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        device.signal().wait(1, 20)
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            device.signal().wait(1, 20)
+        timer.join()
+    finally:
+        unix.signal(unix.SIGINT, before)
 
 
 def test_close_drops_what_is_queued_and_wakes_waiters() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from devrt.device import DeviceNotFound, DevrtError, DriverMismatch, PermissionDenied
 from devrt.ioctl.errors import devrt_error, errno_name, reported_as
 from devrt.ioctl.system import MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, LinuxSystem, LogLine, parse_log, peek, view
+from tests.garbage import collect
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_failed_ioctl_lets_go_of_its_argument(system: LinuxSystem) -> None:
             raised.value.again = raised.value  # type: ignore[attr-defined]
             del raised
             argument.append(0)  # BufferError while anything exports it
-            gc.collect()
+            collect()
     finally:
         system.close(fd)
     assert len(argument) == 28

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from devrt import nn, registry
 from devrt.compiler import dtypes as dt
 from devrt.compiler.ops import Op, make
 from devrt.scheduler.plan import ALIGNMENT, Temporary, assign, schedule, structure
+from tests.garbage import collect
 
 NODE = make(Op.CONST, (), (0.0, dt.float32))
 
@@ -110,14 +110,14 @@ def test_anything_that_matters_is_in_the_key() -> None:
 
 def test_a_schedule_keeps_no_array_alive() -> None:
     allocator = registry.open("cpu").allocator  # type: ignore[attr-defined]
-    gc.collect()
+    collect()
     before = allocator.usage().live
     for _ in range(3):
         a = devrt.random_uniform((1000, 100), seed=1).realize()
         b = (devrt.asarray(np.ones((1000, 100), np.float32)) * 3.0 + a).realize()
         np.testing.assert_array_equal((b - a).numpy(), (b.numpy() - a.numpy()))
         del a, b
-    gc.collect()
+    collect()
     assert allocator.usage().live <= before + 4096
 
 
