@@ -14,7 +14,6 @@ import abc
 import functools
 import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +22,7 @@ import cffi
 
 from devrt.device import InvalidArgument, OutOfMemory, Placement
 from devrt.ioctl.system import System
+from devrt.recorder import Watched
 
 ALIGNMENT = 64
 HUGE = 2 << 20
@@ -64,6 +64,7 @@ class Source(Protocol):
         ...
 
 
+@functools.lru_cache(maxsize=4096)
 def size_class(nbytes: int, granule: int = ALIGNMENT) -> int:
     """`nbytes` rounded up to one of eight sizes per doubling, so at most an eighth is wasted; to multiples of `granule`."""
     step = max(HUGE if nbytes > HUGE else granule, 1 << max(0, (nbytes - 1).bit_length() - 4))
@@ -106,6 +107,7 @@ class Allocator:
         self._slabs: dict[int, int] = {}  # address -> blocks that are not free
         self._slab_at = self._slab_end = 0
         self._dropped: deque[Block] = deque()  # appended to by finalizers, which may run inside any of our own lines
+        self._idle: deque[Block] = deque()  # likewise: nothing queued uses them
         self._owners: deque[object] = deque()  # of borrowed memory, likewise
         self._closed = False
         self._live = self._pending = self._cached = self._mapped = 0
@@ -119,12 +121,13 @@ class Allocator:
             self._live += size
             return block
 
-    def drop(self, block: Block, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
-        """Free `block` from a finalizer: takes no lock, the work is done at the next call of the allocator.
+    def drop(self, block: Block, idle: bool = False, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Free `block` from a finalizer: takes no lock, the work is done at the next call of the allocator. `idle`: nothing
+        queued uses it, so it needs not wait.
 
         A closed allocator gets no such call, so it works at once, except when the interpreter is coming apart.
         """
-        self._dropped.append(block)
+        (self._idle if idle else self._dropped).append(block)
         if self._closed and not exiting():
             with self._lock:
                 self._collect()
@@ -171,6 +174,11 @@ class Allocator:
         self._lock = self.retirement.lock = threading.RLock()
 
     def _collect(self) -> None:
+        while self._idle:
+            block = self._idle.popleft()
+            self._live -= block.nbytes
+            self._pending += block.nbytes
+            self._recycle(block)
         while self._dropped:
             block = self._dropped.popleft()
             self._live -= block.nbytes
@@ -275,7 +283,7 @@ def let_go(owner: object) -> None:
         owner.end()
 
 
-class MemoryBuffer:
+class MemoryBuffer(Watched):
     """A range of a device's memory, cut from `allocator` (`block`) or borrowed from `owner`. Dropping the last reference
     frees it too; a view of `host()` counts as a reference.
 
@@ -287,7 +295,6 @@ class MemoryBuffer:
                  block: Block | None, owner: object = None) -> None:
         self.device, self.nbytes, self.address, self.placement = device, nbytes, address, placement
         self.freed, self.borrowed = False, block is None
-        self.lists: weakref.WeakSet[Any] | None = None  # command lists that use it; told when it is freed
         self._allocator, self._block, self._owner = allocator, block, owner
 
     def check(self) -> None:
@@ -303,8 +310,7 @@ class MemoryBuffer:
             raise InvalidArgument(f"a buffer of {self.nbytes} bytes is freed twice",
                                   evidence=f"address {self.address:#x}")
         self.freed = True
-        for commands in self.lists or ():
-            commands.stale = True
+        self._tell()
         if self._block is not None:
             block, self._block = self._block, None
             self._allocator.give(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from devrt.device import Buffer, InvalidArgument
@@ -11,10 +12,29 @@ WORD = 1 << 64
 MAX_ARGUMENTS = 4096
 
 
-class Recorder:
-    """Base of command lists. It keeps what the list uses alive, and learns from buffers and programs when they go.
+class Watched:
+    """Base of buffers and programs: what command lists use, and are told of when it goes."""
 
-    A subclass names its device's classes of buffers and programs; both have `device`, `check()` and `lists`.
+    _lists: Collection[weakref.ref[Recorder]] = ()
+
+    def watch(self, commands: Recorder) -> None:
+        """Tell `commands` when this goes."""
+        # Other threads may do the same meanwhile, or let go of a list: each line is one step of the interpreter.
+        lists = self.__dict__.setdefault("_lists", set())
+        lists.add(weakref.ref(commands, lists.discard))
+
+    def _tell(self) -> None:
+        for reference in tuple(self._lists):
+            commands = reference()
+            if commands is not None:
+                commands.stale = True
+
+
+class Recorder:
+    """Base of command lists. It keeps what the list uses alive, and knows when a buffer or a program of it has gone: a list that
+    is submitted once looks at them all, from the second submission on they tell it.
+
+    A subclass names its device's classes of buffers and programs, which have `device` and `check()`.
     """
 
     buffers: ClassVar[type[Any]]
@@ -22,41 +42,45 @@ class Recorder:
 
     def __init__(self, device: Any) -> None:
         self.device = device
-        self.stale = False  # something it uses was freed since the last submission
-        self._uses: dict[int, list[Any]] = {}  # id -> [buffer or program, how often]
+        self.stale = True  # something it uses may have gone since it was looked at
+        self._submitted = False
+        self._used: list[Any] = []  # programs, and buffers that no patch replaces
+        self._placed: dict[int, Any] = {}  # where an argument stands -> the buffer it is
 
     def check(self) -> None:
-        """Raise InvalidArgument if a buffer or a program it uses is gone."""
-        if self.stale:
-            for thing, _ in self._uses.values():
+        """Before a submission, where `stale`: raise InvalidArgument if a buffer or a program it uses is gone."""
+        try:
+            if self._submitted:
+                self.stale = False
+                for thing in (*self._used, *self._placed.values()):
+                    thing.watch(self)
+            for thing in self._used:
                 thing.check()
-            self.stale = False
+            for thing in self._placed.values():
+                thing.check()
+        except BaseException:
+            self.stale = True
+            raise
+        self._submitted = True
 
-    def _use(self, thing: object) -> None:
-        if isinstance(thing, int):
-            return
-        entry = self._uses.get(id(thing))
-        if entry is not None:
-            entry[1] += 1
-            return
-        self._uses[id(thing)] = [thing, 1]
-        if isinstance(thing, (self.buffers, self.programs)):
-            if thing.lists is None:
-                thing.lists = weakref.WeakSet()
-            thing.lists.add(self)
+    def _use(self, thing: Any) -> None:
+        self._used.append(thing)
+        if not self.stale:
+            thing.watch(self)
 
-    def _unuse(self, buffer: Any | None) -> None:
-        """An argument was replaced: forget its buffer once nothing else here uses it."""
-        if buffer is None:
-            return
-        entry = self._uses[id(buffer)]
-        entry[1] -= 1
-        if not entry[1]:
-            del self._uses[id(buffer)]
+    def _place(self, at: int, argument: object) -> None:
+        """`argument` stands at `at` now."""
+        if isinstance(argument, self.buffers):
+            self._placed[at] = argument
+            if not self.stale:
+                argument.watch(self)
+        else:
+            self._placed.pop(at, None)
 
     def _value(self, argument: object, name: str) -> int:
         if isinstance(argument, self.buffers):
-            self._check_buffer(argument)
+            if argument.device is not self.device or argument.freed:
+                self._refuse(argument)
             address: int = argument.address
             return address
         if isinstance(argument, int) and -(WORD >> 1) <= argument < WORD:
@@ -66,7 +90,8 @@ class Recorder:
     def _range(self, buffer: Buffer, offset: int, nbytes: int, role: str) -> int:
         if not isinstance(buffer, self.buffers):
             raise InvalidArgument(f"the {role} is {buffer!r}, no buffer of this device")
-        self._check_buffer(buffer)
+        if buffer.device is not self.device or buffer.freed:
+            self._refuse(buffer)
         if not isinstance(offset, int) or not isinstance(nbytes, int) or offset < 0 or nbytes < 0 \
                 or offset + nbytes > buffer.nbytes:
             raise InvalidArgument(f"the {role} range leaves its buffer",
@@ -74,7 +99,8 @@ class Recorder:
         at: int = buffer.address + offset
         return at
 
-    def _check_buffer(self, buffer: Any) -> None:
+    def _refuse(self, buffer: Any) -> None:
+        """Raise what is wrong with a buffer."""
         if buffer.device is not self.device:
             raise InvalidArgument(f"{buffer!r} belongs to another device",
                                   remedy="copy it, or show its memory here by wrap() or peer()")

@@ -6,17 +6,26 @@ tables of pm4.py and sdma.py; what changes between submissions (addresses and va
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from devrt.amd import pm4, sdma
+from devrt.gpu.commands import pieces
 from devrt.ioctl.kfd import QueueType
 
 LOW = 0xFFFFFFFF
-COPY_DWORDS = 7  # of a COPY_LINEAR
+MAX_WRITE = 256 << 10  # bytes that are put into a ring at once
 _POLL_INTERVAL = 4
-
-
+# What follows a packet's constant words.
+_RELEASE = struct.Struct("<QQI")     # RELEASE_MEM: address, data, context
+_WAIT = struct.Struct("<QQQI")       # WAIT_REG_MEM64: address, reference, mask, interval
+_INDIRECT = struct.Struct("<IQI")    # INDIRECT_BUFFER with its header: address, dwords
+_FENCE = struct.Struct("<IQI")       # FENCE with its header: address, data
+_POLL = struct.Struct("<IQIII")      # POLL_REGMEM with its header: address, reference, mask, interval and retries
+_STAMP = struct.Struct("<IQ")        # TIMESTAMP_GET_GLOBAL with its header: address
+_COPY = struct.Struct("<IIIQQ")      # COPY_LINEAR with its header: bytes - 1, mode, source, destination
 
 class ComputeEngine:
     """The packets of a compute queue. Its pointers count dwords."""
@@ -45,41 +54,39 @@ class ComputeEngine:
                           event_index=pm4.EventIndex.CS_PARTIAL_FLUSH)
         # Before the first kernel: those of the submission before have ended (its fence does not hold the queue up), and
         # nothing that others wrote meanwhile is stale, the instructions included.
-        self.start = (*idle, *pm4.encode("ACQUIRE_MEM", gfx, **everything, **all_caches))
+        self.start = _bytes(idle + pm4.encode("ACQUIRE_MEM", gfx, **everything, **all_caches))
         # Between two kernels: the second begins when the first has ended, and reads what it left in the L2.
-        self.between = (*idle, *pm4.encode("ACQUIRE_MEM", gfx, **everything, **near_caches))
+        self.between = _bytes(idle + pm4.encode("ACQUIRE_MEM", gfx, **everything, **near_caches))
         end: dict[str, Any] = {"event_type": pm4.Event.CACHE_FLUSH_AND_INV_TS, "event_index": pm4.EventIndex.END_OF_PIPE,
                "data_sel": pm4.DataSel.SEND_64_BIT, **flushed}
         # Header and the two words of control: after everything before is done and written back, write 64 bits.
-        self.fence_head = tuple(pm4.encode("RELEASE_MEM", gfx, **end)[:3])
-        self._interrupt_head = tuple(pm4.encode("RELEASE_MEM", gfx, **{
+        self.fence_head = _bytes(pm4.encode("RELEASE_MEM", gfx, **end)[:3])
+        self._interrupt_head = _bytes(pm4.encode("RELEASE_MEM", gfx, **{
             **end, "int_sel": pm4.IntSel.INTERRUPT_AFTER_WRITE_CONFIRM})[:3])
-        self._stamp_head = tuple(pm4.encode("RELEASE_MEM", gfx, **{
+        self._stamp_head = _bytes(pm4.encode("RELEASE_MEM", gfx, **{
             **end, "data_sel": pm4.DataSel.GPU_CLOCK_COUNTER})[:3])
-        self._wait_head = tuple(pm4.encode("WAIT_REG_MEM64", gfx, function=pm4.Function.GREATER_EQUAL,
-                                           mem_space=pm4.MemSpace.MEMORY)[:2])
-        self._indirect_head = pm4.encode("INDIRECT_BUFFER", gfx, ib_base=0, ib_size=0, valid=1)
+        self._wait_head = _bytes(pm4.encode("WAIT_REG_MEM64", gfx, function=pm4.Function.GREATER_EQUAL,
+                                            mem_space=pm4.MemSpace.MEMORY)[:2])
+        self._indirect_head, _, _, self._indirect_size = pm4.encode("INDIRECT_BUFFER", gfx, ib_base=0, ib_size=0, valid=1)
 
     def fence(self, address: int, value: int) -> bytes:
         """When everything before is done and visible to all: the u64 at `address` becomes `value`."""
-        return struct.pack("<8I", *self.fence_head, address & LOW, address >> 32, value & LOW, value >> 32, 0)
+        return self.fence_head + _RELEASE.pack(address, value, 0)
 
-    def stamp(self, address: int) -> tuple[int, ...]:
+    def stamp(self, address: int) -> bytes:
         """When everything before is done: the GPU's clock, a u64 in ticks, at `address`."""
-        return (*self._stamp_head, address & LOW, address >> 32, 0, 0, 0)
+        return self._stamp_head + _RELEASE.pack(address, 0, 0)
 
     def interrupt(self, slot: int, event: int) -> bytes:
-        return struct.pack("<8I", *self._interrupt_head, slot & LOW, slot >> 32, event, 0, event)
+        return self._interrupt_head + _RELEASE.pack(slot, event, event)
 
     def wait(self, address: int, value: int) -> bytes:
         """Go on when the u64 at `address` is at least `value`."""
-        return struct.pack("<9I", *self._wait_head, address & LOW, address >> 32, value & LOW, value >> 32, LOW, LOW,
-                           _POLL_INTERVAL)
+        return self._wait_head + _WAIT.pack(address, value, (1 << 64) - 1, _POLL_INTERVAL)
 
-    def indirect(self, address: int, dwords: int) -> tuple[int, ...]:
+    def indirect(self, address: int, dwords: int) -> bytes:
         """The packet that runs `dwords` of packets at `address`."""
-        head, _, _, size = self._indirect_head
-        return head, address & LOW, address >> 32, size | dwords
+        return _INDIRECT.pack(self._indirect_head, address, self._indirect_size | dwords)
 
 
 class CopyEngine:
@@ -105,13 +112,11 @@ class CopyEngine:
         self._copy_head, _, self._copy_mode, *_ = sdma.encode("COPY_LINEAR", gfx)
 
     def fence(self, address: int, value: int) -> bytes:
-        low = struct.pack("<4I", self._fence_head, address & LOW, address >> 32, value & LOW)
-        if value <= LOW:
-            return low
-        return low + struct.pack("<4I", self._fence_head, address + 4 & LOW, address + 4 >> 32, value >> 32)
+        low = _FENCE.pack(self._fence_head, address, value & LOW)
+        return low + _FENCE.pack(self._fence_head, address + 4, value >> 32) if value > LOW else low
 
-    def stamp(self, address: int) -> tuple[int, ...]:
-        return self._stamp_head, address & LOW, address >> 32
+    def stamp(self, address: int) -> bytes:
+        return _STAMP.pack(self._stamp_head, address)
 
     def interrupt(self, slot: int, event: int) -> bytes:
         return self.fence(slot, event) + struct.pack("<2I", self._trap_head, event)
@@ -121,16 +126,23 @@ class CopyEngine:
         return self._poll(address + 4, value >> 32) + low if value > LOW else low
 
     def _poll(self, address: int, value: int) -> bytes:
-        return struct.pack("<6I", self._poll_head, address & LOW, address >> 32, value, LOW, self._poll_tail)
+        return _POLL.pack(self._poll_head, address, value, LOW, self._poll_tail)
 
-    def copy(self, dst: int, src: int, nbytes: int) -> list[int]:
+    def copy(self, dst: int, src: int, nbytes: int) -> list[bytes]:
         """The packets that copy `nbytes`, as many as one packet's limit asks for."""
-        words: list[int] = []
-        while nbytes > 0:
-            n = min(nbytes, self.max_bytes)
-            words += (self._copy_head, n - 1, self._copy_mode, src & LOW, src >> 32, dst & LOW, dst >> 32)
-            dst, src, nbytes = dst + n, src + n, nbytes - n
-        return words
+        return [_COPY.pack(self._copy_head, min(nbytes - at, self.max_bytes) - 1, self._copy_mode, src + at, dst + at)
+                for at in range(0, nbytes, self.max_bytes)]
 
 
 Engine = ComputeEngine | CopyEngine
+
+
+def _bytes(words: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(words)}I", *words)
+
+
+def grouped(packets: Sequence[bytes], limit: int) -> tuple[bytes, ...]:
+    """Packets one after another, in groups of at most `limit` bytes."""
+    data = b"".join(packets)
+    ends = itertools.accumulate(map(len, packets))
+    return tuple([data[start:end] for start, end in pieces(0, ends, len(data), limit)])

@@ -67,10 +67,10 @@ class Descriptor(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """The packets that start a kernel, with two holes: the dwords where the arguments' address (two) and the number of
-    groups go."""
+    """The packets that start a kernel, with two holes: the bytes where the arguments' address (8) and the number of groups (4)
+    go."""
 
-    words: tuple[int, ...]
+    packets: bytes
     arguments_at: int
     groups_at: int
 
@@ -170,4 +170,4 @@ def launch(gfx: int, lanes: int, d: Descriptor, address: int, tmpring: int, scra
         initiator["CS_W32_EN"] = 1
     words += encode("DISPATCH_DIRECT", gfx, dim_x=0, dim_y=1, dim_z=1,
                     dispatch_initiator=registers.pack("COMPUTE_DISPATCH_INITIATOR", gfx, **initiator))
-    return Launch(tuple(words), at + arguments, len(words) - 4)
+    return Launch(struct.pack(f"<{len(words)}I", *words), 4 * (at + arguments), 4 * (len(words) - 4))

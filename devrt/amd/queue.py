@@ -5,9 +5,10 @@ doorbell.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from devrt.amd.engines import COPY_DWORDS, LOW, ComputeEngine, Engine
+from devrt.amd.engines import LOW, MAX_WRITE, ComputeEngine, Engine, grouped
 from devrt.amd.memory import CODE, FLAGS, Region
 from devrt.device import Placement
 from devrt.gpu.memory import PAGE
@@ -25,18 +26,17 @@ COPY_RING_BYTES = 1 << 20
 EOP_BYTES = 4096
 WPTR, RPTR = 0x38, 0x80  # bytes into their page, where an AQL queue has them
 PERCENT, PRIORITY = 100, 7
-_PLAIN = struct.Struct("<12I")  # INDIRECT_BUFFER and RELEASE_MEM: a whole submission
-_PLAIN_WORDS = _PLAIN.size // 4
+_VALUE = struct.Struct("<QI")  # the end of a fence: what it writes, and its context
 
 
 class Ring:
     """One queue of the driver and its memory. Positions count dwords since its creation: `put` where the next packet goes,
-    `tail` up to where it was read; `claim` moves the first, whoever knows what is done the second."""
+    `told` up to where the engine was told of them, `tail` up to where they were read, as those know who know what is done."""
 
     def __init__(self, device: AmdDevice, engine: Engine, nbytes: int, name: str) -> None:
         self.device, self.engine, self.name = device, engine, name
         self.size = nbytes // 4
-        self.put = self.tail = self.at = 0
+        self.put = self.told = self.tail = 0
         self._regions: list[Region] = []
         self._doorbells = 0
         self.id = -1
@@ -64,25 +64,25 @@ class Ring:
         self._wptr, self._rptr = words(pointers.address + WPTR), words(pointers.address + RPTR)
         self._scale = 4 // engine.unit  # of positions to what the engine counts
 
-    def claim(self, count: int) -> int:
-        """The byte where `count` dwords of packets go, at the end of what was written before or at the ring's start; -1 while
-        there is no room. What is skipped at the end becomes NOPs."""
-        at = self.at
+    def write(self, packets: bytes) -> int:
+        """Put packets behind what was written before, or at the ring's start; then what is left of its end becomes NOPs. The
+        dword where they lie, -1 while there is no room."""
+        count, at = len(packets) // 4, self.put % self.size
         skipped = self.size - at if at + count > self.size else 0
         if self.put + skipped + count - self.tail >= self.size:
             return -1
         if skipped:
             self.memory[4 * at:] = self.engine.padding.to_bytes(4, "little") * skipped
             at = 0
-        self.at = at + count
-        self.put += skipped + count
-        return 4 * at
-
-    def mark(self) -> int:
-        return self.put
+        self.memory[4 * at:4 * at + len(packets)] = packets
+        self.put += skipped + count  # only now: who is interrupted before leaves nothing behind
+        return at
 
     def retire(self, mark: int) -> None:
         self.tail = mark
+
+    def rewind(self) -> None:
+        self.put = self.told
 
     def kick(self) -> None:
         """Tell the engine of everything written. The packets are in memory before the pointer, and that before the doorbell:
@@ -90,6 +90,7 @@ class Ring:
         value = self.put * self._scale
         self._wptr[0] = value
         self._doorbell[0] = value
+        self.told = self.put
 
     @property
     def read(self) -> int:
@@ -139,8 +140,7 @@ class AmdQueue(GpuQueue):
         except BaseException:
             device.gpu.driver.destroy_event(self._event)
             raise
-        address = self._timeline.address
-        self._fence = (*device.compute_engine.fence_head, address & LOW, address >> 32)
+        self._fence = device.compute_engine.fence(self._timeline.address, 0)[:-_VALUE.size]
 
     def doze(self, signal: GpuSignal, value: int, milliseconds: int) -> None:
         """Sleep until the work submitted so far may be done, at most that long."""
@@ -170,42 +170,33 @@ class AmdQueue(GpuQueue):
         nbytes = COMPUTE_RING_BYTES if compute else COPY_RING_BYTES
         return Ring(device, engine, nbytes, f"{self.name} {engine.kind.name}")
 
-    def _plain(self, ring: Ring, head: tuple[int, ...], value: int) -> None:
-        at = ring.claim(_PLAIN_WORDS)
-        if at < 0:
-            at = self._reserve(ring, _PLAIN_WORDS)
-        _PLAIN.pack_into(ring.memory, at, *head, *self._fence, value & LOW, value >> 32, 0)
+    def _plain(self, ring: Ring, head: bytes, value: int) -> None:
+        self._append(ring, head + self._fence + _VALUE.pack(value, 0))
 
-    def _put(self, ring: Ring, packets: bytes) -> None:
-        """Packets of one engine. What fills much of a ring goes in pieces, and the host waits for each; pieces hold whole
-        packets, as only copies are that many."""
-        limit = ring.size // 4 // COPY_DWORDS * COPY_DWORDS * 4
-        if len(packets) > limit:
-            for start in range(0, len(packets), limit):
+    def _put(self, ring: Ring, packets: Sequence[bytes]) -> None:
+        """What fills much of a ring goes in groups, and the host waits for each."""
+        groups = grouped(packets, MAX_WRITE)
+        for group in groups:
+            self._append(ring, group)
+            if len(groups) > 1:
                 self._steps += 1
-                self._put(ring, packets[start:start + limit])
-                self._put(ring, ring.engine.fence(self._semaphore.address, self._steps))
+                self._append(ring, ring.engine.fence(self._semaphore.address, self._steps))
                 ring.kick()
                 self._semaphore.wait(self._steps, FULL_RING_TIMEOUT_S)
                 ring.tail = ring.put
-        elif packets:
-            at = ring.claim(len(packets) // 4)
-            if at < 0:
-                at = self._reserve(ring, len(packets) // 4)
-            ring.memory[at:at + len(packets)] = packets
 
-    def _reserve(self, ring: Ring, count: int) -> int:
-        return self._room(ring, lambda: ring.claim(count))
+    def _append(self, ring: Ring, packets: bytes) -> None:
+        if ring.write(packets) < 0:
+            self._room(ring, lambda: ring.write(packets))
 
     def _pause(self) -> None:
         self.device.gpu.driver.wait_events((self._event,), 1)
 
     def _arm(self) -> None:
         """Have the GPU interrupt when what was submitted so far is done."""
-        if self._armed < self.submitted and self._last.id >= 0:
-            data = self._last.engine.interrupt(self.device.gpu.driver.slot(self._event), self._event)
-            at = self._last.claim(len(data) // 4)
-            if at >= 0:
-                self._last.memory[at:at + len(data)] = data
-                self._last.kick()
+        ring = self._last
+        if self._armed < self.submitted and ring.id >= 0:
+            interrupt = ring.engine.interrupt(self.device.gpu.driver.slot(self._event), self._event)
+            if ring.write(interrupt) >= 0:
+                ring.kick()
                 self._armed = self.submitted

@@ -34,7 +34,6 @@ class CpuCommandList(Recorder):
         self.offsets: list[int] = []  # word at which each command starts
         self.dispatches: dict[int, CpuProgram] = {}  # by command index
         self.flight: dict[CpuQueue, int] = {}  # queue -> value of the last submission there
-        self._arguments: dict[int, CpuBuffer] = {}  # word of an argument -> the buffer it is
 
     def dispatch(self, program: Program, arguments: Sequence[Buffer | int], groups: int) -> int:
         if not isinstance(program, CpuProgram) or program.device is not self.device:
@@ -49,9 +48,7 @@ class CpuCommandList(Recorder):
         self._use(program)
         first = len(self.words) + packets.ARGUMENT_0
         for word, argument in enumerate(arguments, first):
-            self._use(argument)
-            if isinstance(argument, CpuBuffer):
-                self._arguments[word] = argument
+            self._place(word, argument)
         self.dispatches[len(self.offsets)] = program
         return self._append(packets.dispatch(program.address, groups, values))
 
@@ -86,10 +83,7 @@ class CpuCommandList(Recorder):
         word = self._value(value, program.name)
         self._own()
         at += packets.ARGUMENT_0 + argument
-        self._use(value)
-        self._unuse(self._arguments.pop(at, None))
-        if isinstance(value, CpuBuffer):
-            self._arguments[at] = value
+        self._place(at, value)
         self.words[at] = word
 
     def address(self) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,9 +15,9 @@ from devrt.device import InvalidArgument
 from devrt.elf import PAGE, Field, read
 from devrt.ioctl.errors import reported_as
 from devrt.ioctl.system import MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE, System, view
+from devrt.recorder import Watched
 
 if TYPE_CHECKING:
-    from devrt.cpu.commands import CpuCommandList
     from devrt.cpu.device import CpuDevice
 
 _RELOCATIONS = {  # System V psABI x86-64, table 4.9
@@ -61,7 +60,7 @@ def load_object(system: System, image: bytes) -> Code:
     return Code(system, base, nbytes, {name: base + place for name, place in code.functions.items()})
 
 
-class CpuProgram:
+class CpuProgram(Watched):
     """One kernel: `void entry(ptr args, i64 group_begin, i64 group_end, ptr scratch)`.
 
     `args` points at 64-bit words, one per argument; the function runs all groups in [begin, end) and may use `scratch`
@@ -77,7 +76,6 @@ class CpuProgram:
                                   remedy="name one of them")
         self.device, self.name, self.code, self.address = device, entry, code, code.symbols[entry]
         self.closed = False
-        self.lists: weakref.WeakSet[CpuCommandList] | None = None  # those that use it; told when it is closed
 
     def check(self) -> None:
         if self.closed:
@@ -88,8 +86,7 @@ class CpuProgram:
         if self.closed:
             return
         self.closed = True
-        for commands in self.lists or ():
-            commands.stale = True
+        self._tell()
         self.device.retirement.later(self.code.unmap)
         self.device.retirement.collect()
 

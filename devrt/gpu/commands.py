@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from devrt.device import Buffer, InvalidArgument, Placement, Program, Unsupported
@@ -40,22 +40,34 @@ class Copy(NamedTuple):
 
 class Stamp(NamedTuple):
     address: int
+    buffer: Any  # that has it
 
 
 Command = Dispatch | Copy | Stamp
 
 
+class Run:
+    """Indexes of commands in a row that engines of one kind carry out. `kernels`: a compute engine's; None for time stamps alone,
+    which any engine writes."""
+
+    __slots__ = ("indexes", "kernels")
+
+    def __init__(self, kernels: bool | None) -> None:
+        self.kernels = kernels
+        self.indexes: list[int] = []
+
+
 class Segment(NamedTuple):
-    """What one engine does of a list; `packets` is what its ring takes."""
+    """A run as its engine's ring takes it."""
 
     compute: bool
-    packets: Any
+    packets: tuple[Any, ...]
 
 
 class Instance:
     """One copy of a list's packets and arguments in GPU memory. `head` is what a submission of the whole list takes where that
-    is one segment, `flight` has the last submission of it on each queue, `stamps` (where the nanoseconds go, where the GPU
-    writes its clock)."""
+    is one segment, `flight` has the last submission of it on each queue, `stamps` (where the nanoseconds go, the address
+    where the GPU writes its clock)."""
 
     __slots__ = ("allocator", "arguments", "block", "flight", "head", "outdated", "segments", "stamps")
 
@@ -64,7 +76,7 @@ class Instance:
         self.flight: dict[GpuQueue, int] = {}
         self.head: Any = None
         self.segments: list[Segment] = []
-        self.stamps: tuple[tuple[int, int], ...] = ()
+        self.stamps: list[tuple[Stamp, int]] = []
         self.block: Block | None = None
         self.arguments: memoryview | None = None
         self.outdated: set[int] = set()  # offsets of arguments that were replaced since
@@ -81,8 +93,9 @@ class Instance:
         self.outdated.clear()
 
     def __del__(self) -> None:
+        # The queues hold an instance until it is done, so nothing queued uses it.
         if self.block is not None:
-            self.allocator.drop(self.block)
+            self.allocator.drop(self.block, idle=True)
 
 
 class GpuCommandList(Recorder, abc.ABC):
@@ -100,12 +113,11 @@ class GpuCommandList(Recorder, abc.ABC):
         super().__init__(device)
         self.commands: list[Command] = []
         self._arguments = bytearray()
-        self._held: dict[int, GpuBuffer] = {}  # offset of an argument -> the buffer it is
+        self._runs: list[Run] = []
         self._instances: list[Instance] = []
         self._current: Instance | None = None
         self._patched = False
-        self._neutral = True  # whether any engine can do all of it
-        self._compute = True  # what it was built for last, where it is neutral
+        self._compute = True  # what it was built for last
 
     # ----- recording
 
@@ -121,12 +133,10 @@ class GpuCommandList(Recorder, abc.ABC):
                                   f"{program.argument_bytes} bytes of them, at most {MAX_ARGUMENTS} are taken")
         values = [self._value(argument, program.name) for argument in arguments]
         self._use(program)
-        self._arguments += self._prologue(program, groups)
+        self._arguments += program.prologue(groups)
         offset = len(self._arguments)
         for at, argument in enumerate(arguments):
-            self._use(argument)
-            if isinstance(argument, GpuBuffer):
-                self._held[offset + 8 * at] = argument
+            self._place(offset + 8 * at, argument)
         self._arguments += struct.pack(f"<{len(values)}Q", *values)
         self._arguments += bytes(-len(self._arguments) % self.alignment)
         return self._append(Dispatch(program, groups, offset, len(values)))
@@ -151,7 +161,7 @@ class GpuCommandList(Recorder, abc.ABC):
         if dst.placement is Placement.DEVICE:
             raise Unsupported("time stamps go to memory that the host sees", remedy="use a buffer of Placement.HOST")
         self._use(dst)
-        return self._append(Stamp(at))
+        return self._append(Stamp(at, dst))
 
     def patch(self, index: int, argument: int, value: Buffer | int) -> None:
         """Replace one argument of a recorded dispatch, for the next submission; one in flight is not touched."""
@@ -163,10 +173,7 @@ class GpuCommandList(Recorder, abc.ABC):
                                   evidence=f"it was recorded with {command.arguments}")
         word = self._value(value, command.program.name)
         at = command.offset + 8 * argument
-        self._use(value)
-        self._unuse(self._held.pop(at, None))
-        if isinstance(value, GpuBuffer):
-            self._held[at] = value
+        self._place(at, value)
         _WORD.pack_into(self._arguments, at, word)
         for instance in self._instances:
             instance.outdated.add(at)
@@ -183,18 +190,28 @@ class GpuCommandList(Recorder, abc.ABC):
     def _append(self, command: Command) -> int:
         self._instances.clear()
         self._current = None
+        index = len(self.commands)
         self.commands.append(command)
-        self._neutral = self._neutral and isinstance(command, Stamp)
-        return len(self.commands) - 1
+        # A time stamp goes with what is before it, or behind it where it comes first.
+        kernels = None if isinstance(command, Stamp) else isinstance(command, Dispatch)
+        run = self._runs[-1] if self._runs else None
+        if run is None or kernels is not None and run.kernels not in (None, kernels):
+            run = Run(kernels)
+            self._runs.append(run)
+        elif run.kernels is None:
+            run.kernels = kernels
+        run.indexes.append(index)
+        return index
 
     # ----- submitting
 
     def instance(self, compute: bool) -> Instance:
         """A copy of the list that holds its arguments as they are now. `compute`: the queue's own engine runs kernels."""
         current = self._current
-        if self._neutral and compute is not self._compute:  # time stamps alone go to the queue's own engine
-            current, self._compute = None, compute
+        if compute is not self._compute and self._runs and self._runs[0].kernels is None:
+            current = None  # time stamps alone go to the queue's own engine
             self._instances.clear()
+        self._compute = compute
         if current is None:
             current = self._current = self.build(compute)
             self._instances.append(current)
@@ -223,25 +240,16 @@ class GpuCommandList(Recorder, abc.ABC):
         """The packets of the list in GPU memory. `stamps`: the address of len(self) + 1 slots that receive the clock before the
         first command and after each, for a profile."""
 
-    def _prologue(self, program: Any, groups: int) -> bytes:
-        """What lies before the arguments of a launch."""
-        return b""
 
-    def _runs(self, compute: bool) -> list[tuple[bool, list[int]]]:
-        """(whether a compute engine runs them, indexes of commands), in order. A time stamp goes with what is before it,
-        or behind it where it comes first."""
-        runs: list[tuple[bool, list[int]]] = []
-        leading: list[int] = []
-        for index, command in enumerate(self.commands):
-            kernels = None if isinstance(command, Stamp) else isinstance(command, Dispatch)
-            if kernels is None and not runs:
-                leading.append(index)
-            elif runs and (kernels is None or runs[-1][0] == kernels):
-                runs[-1][1].append(index)
-            else:
-                runs.append((bool(kernels), [*leading, index]))
-                leading = []
-        return [*runs, (compute, leading)] if leading else runs
+def pieces(start: int, cuts: Iterable[int], end: int, limit: int) -> list[tuple[int, int]]:
+    """(first byte, end) of the parts of a segment from `start` to `end`, divided at `cuts` into at most `limit` bytes each."""
+    bounds, last = [], start
+    for cut in (*cuts, end) if end - start > limit else ():
+        if cut - start > limit:
+            bounds.append((start, last))
+            start = last
+        last = cut
+    return [*bounds, (start, end)] if end > start else bounds
 
 
 class Profile:

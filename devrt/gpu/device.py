@@ -61,6 +61,7 @@ class GpuDevice(abc.ABC):
         self._closed = self._gone = False
         self._queues: tuple[GpuQueue, ...] = ()
         self._lock = threading.RLock()
+        self._failing = threading.Lock()  # of its own: who finds a fault may hold a queue that another waits for with `_lock`
         self._allocators: dict[Placement, Allocator] = {}
         self._memory: Mapping[Placement, Any] = {}
         self.retirement = Retirement(self._submitted, self._reached)
@@ -234,7 +235,7 @@ class GpuDevice(abc.ABC):
 
     def fail(self, error: DevrtError) -> None:
         """The GPU can't go on: every call and every wait raises `error` from now on."""
-        with self._lock:
+        with self._failing:
             if self.failure is not None:
                 return
             self.failure = error
@@ -275,7 +276,7 @@ class GpuDevice(abc.ABC):
         self.failure = DeviceLost(f"{self.uri} was opened before this process was forked",
                                   evidence="the driver's context belongs to the parent", remedy="open it again in the child")
         self._closed = self._gone = True
-        self._lock = threading.RLock()
+        self._lock, self._failing = threading.RLock(), threading.Lock()
         for allocator in (*self._allocators.values(), self.code_memory):
             allocator.after_fork()
         for queue in self._queues:

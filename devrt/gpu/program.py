@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devrt.device import InvalidArgument
+from devrt.recorder import Watched
 
 if TYPE_CHECKING:
     from devrt.gpu.device import GpuDevice
     from devrt.memory import Block
 
 
-class GpuProgram:
+class GpuProgram(Watched):
     """One kernel. A vendor's program takes memory for it with `_take`, and gives it back at once with `_drop` where loading
     fails. `argument_bytes` is what the kernel reads of its arguments, 8 bytes each."""
 
@@ -23,7 +24,6 @@ class GpuProgram:
         self.device: GpuDevice = device
         self.name = name
         self.closed = True
-        self.lists: Any = None  # command lists that use it; told when it is closed
 
     def _take(self, nbytes: int) -> Block:
         self.allocation: Block = self.device.code_memory.take(nbytes)
@@ -34,6 +34,10 @@ class GpuProgram:
         self.closed = True
         self.device.code_memory.drop(self.allocation)
 
+    def prologue(self, groups: int) -> bytes | bytearray:
+        """What a launch of so many groups has before its arguments."""
+        return b""
+
     def check(self) -> None:
         if self.closed:
             raise InvalidArgument(f"program {self.name} is used after it was closed", remedy="load it again")
@@ -43,8 +47,7 @@ class GpuProgram:
         if self.closed:
             return
         self.closed = True
-        for commands in self.lists or ():
-            commands.stale = True
+        self._tell()
         self.device.code_memory.give(self.allocation)
 
     def __del__(self, exiting: Callable[[], bool] = sys.is_finalizing) -> None:

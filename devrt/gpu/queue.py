@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from devrt.device import CommandList, DeviceHang, InvalidArgument, Signal, Unsupported
-from devrt.gpu.commands import GpuCommandList, Instance, Profile
+from devrt.device import CommandList, DeviceHang, DeviceLost, InvalidArgument, Signal, Unsupported
+from devrt.gpu.commands import GpuCommandList, Instance, Profile, Stamp
 from devrt.gpu.signal import GpuSignal
 from devrt.memory import words
 
@@ -27,7 +27,7 @@ FULL_RING_TIMEOUT_S = 30.0
 
 
 class Ring(Protocol):
-    """What one engine reads. `engine` makes the packets that wait and raise."""
+    """What one engine reads. `engine` makes the packets that wait and raise. What is written is read once the engine was told."""
 
     @property
     def engine(self) -> Any: ...
@@ -36,16 +36,21 @@ class Ring(Protocol):
         """Up to where the engine says it has read, as it counts."""
         ...
 
-    def mark(self) -> Any:
-        """The end of what was written so far."""
-        ...
-
-    def retire(self, mark: Any) -> None:
-        """Everything up to `mark` was read."""
+    @property
+    def told(self) -> Any:
+        """The end of what the engine was told of."""
         ...
 
     def kick(self) -> None:
         """Tell the engine of everything written."""
+        ...
+
+    def rewind(self) -> None:
+        """Forget what it was not told of."""
+        ...
+
+    def retire(self, mark: Any) -> None:
+        """Everything it was told of up to `mark` was read."""
         ...
 
     def describe(self) -> str: ...
@@ -64,7 +69,7 @@ class GpuQueue(abc.ABC):
         self.submitted = 0  # value the timeline reaches when all submitted work is done
         self._lock = threading.Lock()
         # What queued work uses, until it is done: value, (ring, its end) of each ring, list, instance, profile and signals.
-        self._flight: deque[tuple[int, tuple[tuple[Any, Any], ...], GpuCommandList, Instance, tuple[object, ...]]] = deque()
+        self._flight: deque[tuple[int, list[tuple[Any, Any]], GpuCommandList, Instance, tuple[object, ...]]] = deque()
         self._timeline = GpuSignal(device)
         self._timeline.raiser = self
         self._semaphore = GpuSignal(device)  # between segments
@@ -99,18 +104,24 @@ class GpuQueue(abc.ABC):
         with self._lock:
             if device.failure is not None:
                 device.check()
-            value = self.submitted + 1
-            head, ring = instance.head, self._home
+            value, ring = self.submitted + 1, self._home
             if device.host_visible:
                 device.flush_host_writes()
-            if head is not None and not wait and not signal and self._last is ring:
-                self._plain(ring, head, value)
-                ends: tuple[tuple[Any, Any], ...] = ((ring, ring.mark()),)
-                self.submitted = value
-                ring.kick()
-            else:
-                ends = self._write(instance, value, wait, signal)
+            ends: list[tuple[Any, Any]] = []
             self._flight.append((value, ends, commands, instance, (profile, *wait, *signal)))
+            try:
+                if instance.head is not None and not wait and not signal and self._last is ring:
+                    self._plain(ring, instance.head, value)
+                    self.submitted = value
+                    ring.kick()
+                    ends.append((ring, ring.told))
+                else:
+                    self._write(instance, value, wait, signal, ends)
+                    self.submitted = value
+            except BaseException:
+                if not ends and self.submitted < value:  # no engine knows of it
+                    self._flight.pop()
+                raise
             instance.flight[self] = value
             if self._flight[0][0] <= self._timeline.peek():
                 self._retire()
@@ -177,20 +188,21 @@ class GpuQueue(abc.ABC):
         """Write a submission that is one segment alone, and its end. The caller holds the lock."""
 
     @abc.abstractmethod
-    def _put(self, ring: Any, packets: Any) -> None:
-        """Write packets of one engine. The caller holds the lock."""
+    def _put(self, ring: Any, packets: Sequence[Any]) -> None:
+        """Write packets of one engine: all or, where room is waited for in vain, none, unless they fill a good part of the ring.
+        The caller holds the lock."""
 
-    def _write(self, instance: Instance, value: int, wait: Sequence[tuple[Signal, int]],
-               signal: Sequence[tuple[Signal, int]]) -> tuple[tuple[Any, Any], ...]:
+    def _write(self, instance: Instance, value: int, wait: Sequence[tuple[Signal, int]], signal: Sequence[tuple[Signal, int]],
+               ends: list[tuple[Any, Any]]) -> None:
         """The packets of a submission that is not one segment alone: segments in turns, waits before the first, signals after
-        the last."""
+        the last. `ends` receives how far each ring was filled, also where it is cut short, which the device does not survive."""
         parts: list[tuple[Any, list[Any]]] = []
         for segment in instance.segments:
             ring = self._ring(segment.compute)
             if parts and parts[-1][0] is ring:
-                parts[-1][1].append(segment.packets)
+                parts[-1][1].extend(segment.packets)
             else:
-                parts.append((ring, [segment.packets]))
+                parts.append((ring, [*segment.packets]))
         if not parts:
             parts.append((self._last, []))
         if self._steps + len(parts) + (1 << 20) > self.step_limit:
@@ -209,21 +221,24 @@ class GpuQueue(abc.ABC):
             last[1].append(last[0].engine.fence(s.address, v))
         # The timeline comes last: whoever sees it takes the submission's place in the ring for free.
         last[1].append(last[0].engine.fence(self._timeline.address, value))
-        ends: dict[Any, Any] = {}
-        for ring, packets in parts:
-            for data in packets:
-                self._put(ring, data)
-            ring.kick()
-            ends[ring] = ring.mark()
-        self.submitted = value
+        told = {ring: ring.told for ring, _ in parts}
+        try:
+            for ring, packets in parts:
+                self._put(ring, packets)
+                ring.kick()
+        except BaseException as error:
+            for ring in told:
+                ring.rewind()
+            if any(ring.told != mark for ring, mark in told.items()):
+                self.device.fail(DeviceLost(f"a submission to the {self.name} queue was cut short", evidence=f"{error!r}; "
+                                            f"{self.describe()}", remedy="close the device and open it again"))
+            raise
+        finally:
+            ends += [(ring, ring.told) for ring, mark in told.items() if ring.told != mark]
         self._last = last[0]
-        return tuple(ends.items())
 
     def _room(self, ring: Any, attempt: Callable[[], int]) -> int:
         """What `attempt` gives once that is not negative, as the ring has room. The caller holds the lock."""
-        at = attempt()
-        if at >= 0:
-            return at
         seen, started = (-1, 0), time.monotonic()
         while True:
             self._retire()
@@ -252,7 +267,7 @@ class GpuQueue(abc.ABC):
 
     def _retire(self) -> None:
         completed = self.completed
-        stamps: set[tuple[int, int]] = set()
+        stamps: set[tuple[Stamp, int]] = set()
         while self._flight and self._flight[0][0] <= completed:
             _, ends, _, instance, _ = self._flight.popleft()
             stamps.update(instance.stamps)
@@ -262,8 +277,9 @@ class GpuQueue(abc.ABC):
             # A list in flight again will write its stamps anew.
             for _, _, _, instance, _ in self._flight:
                 stamps.difference_update(instance.stamps)
-            for to, from_ in stamps:
-                words(to)[0] = self.device.nanoseconds(int(words(from_)[0]))
+            for stamp, clock in stamps:
+                if not stamp.buffer.freed:  # its memory may be somebody else's by now
+                    words(stamp.address)[0] = self.device.nanoseconds(int(words(clock)[0]))
 
     def _ring(self, compute: bool) -> Any:
         ring = self._rings.get(compute)

@@ -64,12 +64,13 @@ class Group:
 
 class Channel:
     """One channel with the object of its engine, ready for methods. Positions count since its creation: entries, and bytes of
-    methods; `put` where the next goes, `tail` up to where they were read."""
+    methods; `put` where the next goes, `told` up to where the GPU was told of them, `tail` up to where they were read."""
 
     def __init__(self, device: NvidiaDevice, engine: Engine, kind: int, name: str) -> None:
         self.device, self.engine, self.kind, self.name = device, engine, kind, name
         self.size = ENTRIES
         self.put = self.tail = self.method_put = self.method_tail = 0
+        self.told = 0, 0
         userd = -(-8 * self.size // PAGE) * PAGE
         methods = userd + PAGE
         self.handle = self.object = self._context = 0
@@ -151,11 +152,11 @@ class Channel:
             self.push(first)
             self.push(second)
 
-    def mark(self) -> tuple[int, int]:
-        return self.put, self.method_put
-
     def retire(self, mark: tuple[int, int]) -> None:
         self.tail, self.method_tail = mark
+
+    def rewind(self) -> None:
+        self.put, self.method_put = self.told
 
     def kick(self) -> None:
         """Tell the GPU of everything written. The lock's instruction drains the write-combining buffers, so that entries and
@@ -163,6 +164,7 @@ class Channel:
         self._gp_put[0] = self.put % self.size
         with self._fence:
             self._doorbell[0] = self.token
+        self.told = self.put, self.method_put
 
     # ----- how it does
 

@@ -7,13 +7,12 @@ descriptors, one a dispatch, and the constant banks with the arguments.
 from __future__ import annotations
 
 import struct
-from array import array
 from typing import TYPE_CHECKING
 
-from devrt.gpu.commands import Copy, Dispatch, GpuCommandList, Instance, Segment, Stamp
+from devrt.gpu.commands import Copy, Dispatch, GpuCommandList, Instance, Run, Segment, Stamp, pieces
 from devrt.ioctl.system import view
 from devrt.nvidia import pushbuffer, qmd
-from devrt.nvidia.engines import STAMP_BYTES, STAMP_CLOCK
+from devrt.nvidia.engines import LAUNCH_ADDRESS, SEMAPHORE_ADDRESS, STAMP_BYTES, STAMP_CLOCK, Engine
 from devrt.nvidia.program import NvidiaProgram
 from devrt.nvidia.pushbuffer import MAX_SEGMENT, entry
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from devrt.nvidia.device import NvidiaDevice
 
 _MAX_GROUPS = 1 << 31  # of a grid's width
+_PCAS = 0x2B4          # SEND_PCAS_A
+_LAUNCH, _ADDRESS = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class NvidiaCommandList(GpuCommandList):
@@ -30,10 +31,6 @@ class NvidiaCommandList(GpuCommandList):
     device: NvidiaDevice
     alignment = qmd.ALIGNMENT
     max_groups = _MAX_GROUPS
-
-    def _prologue(self, program: NvidiaProgram, groups: int) -> bytes:
-        """Bank 0 up to the arguments: the sizes that the code may ask for."""
-        return program.bank0(groups)
 
     def __str__(self) -> str:
         """The methods and descriptors as text."""
@@ -50,80 +47,60 @@ class NvidiaCommandList(GpuCommandList):
         return "\n".join(parts)
 
     def build(self, compute: bool, stamps: int = 0) -> Instance:
-        device, runs = self.device, self._runs(compute)
-        made = Instance(device.command_memory)
-        launches = [command for command in self.commands if isinstance(command, Dispatch) and command.groups]
-        clocks = [command for command in self.commands if isinstance(command, Stamp)]
-        dwords = sum(self._dwords(run, kernels, bool(stamps)) for kernels, run in runs)
-        step = -(-qmd.nbytes(device.sm) // qmd.ALIGNMENT) * qmd.ALIGNMENT
-        descriptors_at = -(-4 * dwords // qmd.ALIGNMENT) * qmd.ALIGNMENT
-        banks_at = descriptors_at + step * len(launches)
-        slots_at = banks_at + len(self._arguments)
-        total = slots_at + STAMP_BYTES * len(clocks)
-        if not runs:
+        made = Instance(self.device.command_memory)
+        if not self._runs:
             return made
-        made.block = device.command_memory.take(total)
-        base, memory = made.block.address, view(made.block.address, total)  # of whole pages
-        made.arguments = memory[banks_at:slots_at]
-        made.arguments[:] = self._arguments
-        slots = {id(command): base + slots_at + STAMP_BYTES * n for n, command in enumerate(clocks)}
-        if clocks:
-            made.stamps = tuple((command.address, slots[id(command)] + STAMP_CLOCK) for command in clocks)
-        at, descriptor = 0, descriptors_at
-        for kernels, run in runs:
-            words: array[int] = array("I")
-            cuts = [0]
-            engine = device.compute_engine if kernels else device.copy_engine
-            words.extend(device.compute_engine.start if kernels else ())
-            if stamps and run[0] == 0:
-                words.extend(engine.stamp(stamps))
-            begun = False
-            for index in run:
-                command = self.commands[index]
-                cuts.append(len(words))
-                if isinstance(command, Stamp):
-                    words.extend(engine.stamp(slots[id(command)]))
-                elif isinstance(command, Copy):
-                    words.extend(device.copy_engine.copy(*command))
-                elif command.groups:
-                    if begun:
-                        words.extend(device.compute_engine.between)
-                    begun = True
-                    data = command.program.descriptor(command.groups, base + banks_at + command.offset)
-                    memory[descriptor:descriptor + len(data)] = data
-                    words.extend(device.compute_engine.launch(base + descriptor))
-                    descriptor += step
-                if stamps:
-                    words.extend(engine.stamp(stamps + STAMP_BYTES * (index + 1)))
-            memory[at:at + 4 * len(words)] = words.tobytes()
-            made.segments.append(Segment(kernels, tuple(entry(base + at + 4 * start, end - start)
-                                                        for start, end in _pieces(cuts, len(words)))))
-            at += 4 * len(words)
-        if len(made.segments) == 1 and len(made.segments[0].packets) == 1 and made.segments[0].compute == compute:
-            made.head = made.segments[0].packets[0]
+        data = bytearray()  # the methods, then the descriptors
+        launches, clocks = list[tuple[int, Dispatch]](), list[tuple[int, Stamp]]()  # where methods take an address
+        parts = []
+        for run in self._runs:
+            kernels = compute if run.kernels is None else run.kernels
+            parts.append((kernels, self._methods(run, kernels, data, launches, clocks, stamps)))
+        data += bytes(-len(data) % qmd.ALIGNMENT)
+        banks_at = len(data) + sum([command.program.descriptor_bytes for _, command in launches])
+        slots_at = banks_at + len(self._arguments)
+        made.block = self.device.command_memory.take(slots_at + STAMP_BYTES * len(clocks))
+        base = made.block.address  # of a whole page
+        for at, command in launches:
+            _LAUNCH.pack_into(data, at, base + len(data) >> 8)
+            data += command.program.descriptor(command.groups, base + banks_at + command.offset)
+        for n, (at, stamp) in enumerate(clocks):
+            slot = base + slots_at + STAMP_BYTES * n
+            _ADDRESS.pack_into(data, at, slot)
+            made.stamps.append((stamp, slot + STAMP_CLOCK))
+        memory = view(base, slots_at)
+        memory[:] = data + self._arguments
+        made.arguments = memory[banks_at:]
+        for kernels, part in parts:
+            made.segments.append(Segment(kernels, tuple([entry(base + start, end - start >> 2) for start, end in part])))
+        if len(parts) == 1 and parts[0][0] is compute and len(made.segments[0].packets) == 1:
+            made.head, = made.segments[0].packets
         return made
 
-    def _dwords(self, run: list[int], kernels: bool, stamped: bool) -> int:
-        """At least as many as the methods of a segment take."""
-        count = len(self.device.compute_engine.start) + 6 * (1 + len(run)) * (1 + stamped)
-        for index in run:
+    def _methods(self, run: Run, kernels: bool, data: bytearray, launches: list[tuple[int, Dispatch]],
+                 clocks: list[tuple[int, Stamp]], stamps: int) -> list[tuple[int, int]]:
+        """Put the methods of a run behind `data`; the pieces that one entry can name."""
+        compute, copier = self.device.compute_engine, self.device.copy_engine
+        engine: Engine = compute if kernels else copier
+        first, cuts, begun = len(data), [], False
+        if kernels:
+            data += compute.start
+        if stamps and run.indexes[0] == 0:
+            data += engine.stamp(stamps)
+        for index in run.indexes:
             command = self.commands[index]
-            if isinstance(command, Dispatch):
-                count += self.device.launch_dwords
+            cuts.append(len(data))
+            if isinstance(command, Stamp):
+                clocks.append((len(data) + SEMAPHORE_ADDRESS, command))
+                data += engine.stamp(0)
             elif isinstance(command, Copy):
-                count += 9 * -(-command.nbytes // self.device.copy_engine.max_bytes)
-        return count
-
-
-_PCAS = 0x2B4
-
-
-def _pieces(cuts: list[int], end: int) -> list[tuple[int, int]]:
-    """(first dword, end) of parts that one entry can name, divided at `cuts`."""
-    bounds, start, last = [], 0, 0
-    for cut in [*cuts, end]:
-        if cut - start > MAX_SEGMENT:
-            bounds.append((start, last))
-            start = last
-        last = cut
-    return [*bounds, (start, end)] if end > start else bounds
+                data += copier.copy(*command)
+            elif command.groups:
+                if begun:
+                    data += compute.between
+                begun = True
+                launches.append((len(data) + LAUNCH_ADDRESS, command))
+                data += compute.launch
+            if stamps:
+                data += engine.stamp(stamps + STAMP_BYTES * (index + 1))
+        return pieces(first, cuts, len(data), 4 * MAX_SEGMENT)

@@ -82,7 +82,6 @@ class NvidiaDevice(GpuDevice):
         model = f"{objects.model} {objects.part}" if objects.part else objects.model
         self.properties = _properties(model, self.sm, units, (total or heap) << 10)
         self.compute_engine, self.copy_engine = ComputeEngine(self.sm), CopyEngine(self.sm)
-        self.launch_dwords = len(self.compute_engine.launch_words) + len(self.compute_engine.between)
         self._local = 0  # bytes a thread that local memory was set up for
         self._local_memory: list[GpuBuffer] = []
         self.programs_at: dict[int, tuple[int, int, str]] = {}  # block of code -> (address, bytes, kernel)

@@ -15,7 +15,9 @@ from devrt.nvidia.methods import COMPUTE_SUBCHANNEL, COPY_SUBCHANNEL, Pcas, Sema
 from devrt.nvidia.pushbuffer import Push
 
 LOW = 0xFFFFFFFF
-SEMAPHORE = struct.Struct("<6I")  # one acquire or release
+SEMAPHORE = struct.Struct("<IQQI")  # one acquire or release: header, address, value, what to do
+SEMAPHORE_ADDRESS, LAUNCH_ADDRESS = 4, 4  # where it stands in them
+_COPY = struct.Struct("<9I")  # source and destination, upper halves first; length; start
 MAX_COPY = 1 << 31  # bytes of one LAUNCH_DMA
 STAMP_BYTES, STAMP_CLOCK = 16, 8  # of a release with time stamp, and where the nanoseconds are in it
 
@@ -41,17 +43,17 @@ class Engine:
     def wait(self, address: int, value: int) -> bytes:
         """Go on when the u64 at `address` is at least `value`. The comparison is circular: they are less than 2^63 apart."""
         head, execute = self._acquire
-        return SEMAPHORE.pack(head, address & LOW, address >> 32, value & LOW, value >> 32, execute)
+        return SEMAPHORE.pack(head, address, value, execute)
 
     def fence(self, address: int, value: int) -> bytes:
         """When everything before is done and visible to all: the u64 at `address` becomes `value`."""
         head, execute = self.release
-        return SEMAPHORE.pack(head, address & LOW, address >> 32, value & LOW, value >> 32, execute)
+        return SEMAPHORE.pack(head, address, value, execute)
 
-    def stamp(self, slot: int) -> tuple[int, ...]:
+    def stamp(self, slot: int) -> bytes:
         """When everything before is done: 0 at `slot`, and the GPU's clock in nanoseconds behind it."""
         head, execute = self._stamp
-        return head, slot & LOW, slot >> 32, 0, 0, execute
+        return SEMAPHORE.pack(head, slot, 0, execute)
 
 
 class ComputeEngine(Engine):
@@ -71,24 +73,18 @@ class ComputeEngine(Engine):
         start, between = Push(sm), Push(sm)
         start.compute("INVALIDATE_SHADER_CACHES_NO_WFI", instruction=1, global_data=1, constant=1)
         between.compute("WAIT_FOR_IDLE", 0)
-        self.start, self.between = tuple(start.words), tuple(between.words)
-        self.launch_words = self._launch()
+        self.start, self.between, self.launch = start.words.tobytes(), between.words.tobytes(), self._launch()
 
-    def _launch(self) -> tuple[int, ...]:
-        """The methods that start a descriptor, with a hole where its address >> 8 goes. The scheduler may hold an older copy of
-        it, which is dropped."""
+    def _launch(self) -> bytes:
+        """The methods that start a descriptor, with a hole where its address >> 8 goes: a multiple of 256 below 2^40. The
+        scheduler may hold an older copy of it, which is dropped."""
         push = Push(self.sm)
         push.compute("SEND_PCAS_A", 0)
         if self.sm < AMPERE:
             push.compute("SEND_SIGNALING_PCAS_B", invalidate=1, schedule=1)
         else:
             push.compute("SEND_SIGNALING_PCAS2_B", pcas_action=Pcas.INVALIDATE_COPY_SCHEDULE)
-        return tuple(push.words)
-
-    def launch(self, qmd: int) -> tuple[int, ...]:
-        """Start the descriptor at address `qmd`, a multiple of 256 below 2^40."""
-        head, _, *tail = self.launch_words
-        return head, qmd >> 8, *tail
+        return push.words.tobytes()
 
     def setup(self, cls: int, shared_window: int, local_window: int) -> array[int]:
         push = Push(self.sm)
@@ -129,11 +125,8 @@ class CopyEngine(Engine):
         push.host("SET_OBJECT", nvclass=cls, subchannel=self.subchannel)
         return push.words
 
-    def copy(self, dst: int, src: int, nbytes: int) -> list[int]:
+    def copy(self, dst: int, src: int, nbytes: int) -> bytes:
         """The methods that copy `nbytes`, in as many pieces as one launch's limit asks for."""
-        words: list[int] = []
-        while nbytes > 0:
-            n = min(nbytes, self.max_bytes)
-            words += (self._offsets, src >> 32, src & LOW, dst >> 32, dst & LOW, self._length, n, *self._launch)
-            dst, src, nbytes = dst + n, src + n, nbytes - n
-        return words
+        return b"".join([_COPY.pack(self._offsets, *divmod(src + at, 1 << 32), *divmod(dst + at, 1 << 32), self._length,
+                                    min(nbytes - at, self.max_bytes), *self._launch)
+                         for at in range(0, nbytes, self.max_bytes)])

@@ -37,7 +37,7 @@ _MAX_PREFETCH = 0x1FF << 8
 _MAX_REGISTERS = 255
 _MAX_BLOCKS = 32  # of an SM at once
 _GROUP = 0x3F  # QMD_GROUP_ID of work that is in no group
-_WORDS = struct.Struct("<II")
+_GRID, _BANK = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class NvidiaProgram(GpuProgram):
@@ -86,19 +86,21 @@ class NvidiaProgram(GpuProgram):
 
     # ----- what a launch is made of
 
-    def bank0(self, groups: int) -> bytes:
-        """What stands before the arguments."""
-        _GRID.pack_into(self._prefix, self._layout.grid, groups)
-        return bytes(self._prefix)
+    def prologue(self, groups: int) -> bytearray:
+        """Bank 0 up to the arguments: the sizes that the code may ask for."""
+        data = bytearray(self._prefix)
+        _GRID.pack_into(data, self._layout.grid, groups)
+        return data
+
+    @property
+    def descriptor_bytes(self) -> int:
+        return len(self._descriptor)
 
     def descriptor(self, groups: int, arguments: int) -> bytearray:
-        """The launch descriptor of `groups` blocks with arguments at that address."""
+        """The launch descriptor of `groups` blocks with arguments at that address, to a multiple of qmd.ALIGNMENT bytes."""
         data = bytearray(self._descriptor)
         _GRID.pack_into(data, self._grid_at, groups)
-        at, shift, upper = self._bank_at
-        address = arguments - self._layout.params >> shift
-        low, high = _WORDS.unpack_from(data, at)
-        _WORDS.pack_into(data, at, low | address & 0xFFFFFFFF, high | (address >> 32) & upper)
+        _BANK.pack_into(data, self._bank_at, self._bank | arguments - self._layout.params >> self._bank_shift)
         return data
 
     def _bank0(self, initial: bytes) -> bytearray:
@@ -143,19 +145,17 @@ class NvidiaProgram(GpuProgram):
             fields |= {f"constant_buffer_valid_{bank}": 1, f"constant_buffer_addr_{bank}": address,
                        f"constant_buffer_size_{bank}": -(-nbytes // _BANK_UNIT) * _BANK_UNIT,
                        f"constant_buffer_invalidate_{bank}": 1}
+        data = qmd.pack(sm, **fields)
         place = table.place("constant_buffer_addr_0")
-        self._bank_at = place.lsb // 8, place.shift, (1 << place.msb - place.lsb + 1 - 32) - 1
-        self._grid_at = table.place("grid_width").lsb // 8
-        return qmd.pack(sm, **fields)
+        self._grid_at, self._bank_at, self._bank_shift = table.place("grid_width").lsb // 8, place.lsb // 8, place.shift
+        self._bank, = _BANK.unpack_from(data, self._bank_at)  # what stands around the address
+        return data + bytes(-len(data) % qmd.ALIGNMENT)
 
     def _blocks_at_once(self) -> int:
         """That an SM's registers and warps have room for."""
         warps = -(-math.prod(self.block) // 32)
         taken = -(-self.kernel.registers * 32 // REGISTER_UNIT) * REGISTER_UNIT * warps
         return max(1, min(REGISTER_FILE // taken, GENERATIONS[self.sm].warps // warps, _MAX_BLOCKS))
-
-
-_GRID = struct.Struct("<I")
 
 
 def _places(kernel: Kernel) -> tuple[dict[str, int], int]:

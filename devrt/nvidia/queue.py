@@ -8,6 +8,7 @@ It looks at the channels' error words as well, and at whether the GPU is still o
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from devrt.device import InvalidArgument
@@ -15,7 +16,7 @@ from devrt.gpu.queue import GpuQueue
 from devrt.gpu.signal import GpuSignal
 from devrt.ioctl.nv_alloc import EngineType
 from devrt.nvidia.channel import Channel
-from devrt.nvidia.engines import LOW, SEMAPHORE
+from devrt.nvidia.engines import SEMAPHORE
 from devrt.nvidia.pushbuffer import entry
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from devrt.nvidia.device import NvidiaDevice
 
 FIRST_NAP_S, LAST_NAP_S = 20e-6, 500e-6
+MAX_WRITE = 1024  # entries that are put into a ring at once
 _CIRCLE = 1 << 63  # what an acquire compares goes round
 
 
@@ -33,8 +35,8 @@ class NvidiaQueue(GpuQueue):
 
     def __init__(self, device: NvidiaDevice, name: str, compute: bool) -> None:
         super().__init__(device, name, compute)
-        address, (head, self._execute) = self._timeline.address, self._home.engine.release
-        self._fence = head, address & LOW, address >> 32
+        head, self._execute = self._home.engine.release
+        self._fence = head, self._timeline.address
         self._fence_entry = entry(0, SEMAPHORE.size // 4)
 
     def doze(self, signal: GpuSignal, value: int, milliseconds: int) -> None:
@@ -58,8 +60,9 @@ class NvidiaQueue(GpuQueue):
     def configure(self, methods: bytes) -> None:
         """Methods that change the compute engine's state, behind everything queued before."""
         with self._lock:
-            self._put(self._ring(True), methods)
-            self._ring(True).kick()
+            ring = self._ring(True)
+            self._put(ring, [methods])
+            ring.kick()
 
     # ----- writing
 
@@ -72,24 +75,32 @@ class NvidiaQueue(GpuQueue):
         else:
             channel = Channel(device, device.copy_engine, device.copy_kind(self._compute), f"{self.name} queue's copy")
             methods = device.copy_engine.setup(device.objects.classes.copy)
-        self._put(channel, methods.tobytes())
+        self._put(channel, [methods.tobytes()])
+        channel.kick()
         return channel
 
     def _plain(self, ring: Channel, head: int, value: int) -> None:
-        at = ring.claim(2, SEMAPHORE.size)
-        if at < 0:
-            at = self._room(ring, lambda: ring.claim(2, SEMAPHORE.size))
-        SEMAPHORE.pack_into(ring.methods, at, *self._fence, value & LOW, value >> 32, self._execute)
+        at = self._claim(ring, 2, SEMAPHORE.size)
+        SEMAPHORE.pack_into(ring.methods, at, *self._fence, value, self._execute)
         ring.push_two(head, self._fence_entry | ring.methods_at + at)
 
-    def _put(self, ring: Channel, packets: bytes | tuple[int, ...]) -> None:
-        """Methods by value, or entries of methods that lie in memory."""
-        if isinstance(packets, tuple):
-            for word in packets:
-                self._room(ring, lambda: ring.claim(1, 0))
-                ring.push(word)
-        else:
-            ring.write(self._room(ring, lambda: ring.claim(1, len(packets))), packets)
+    def _put(self, ring: Channel, packets: Sequence[bytes | int]) -> None:
+        """Methods by value, and entries of methods that lie in memory."""
+        for start in range(0, len(packets), MAX_WRITE):
+            if start:
+                ring.kick()
+            part = packets[start:start + MAX_WRITE]
+            at = self._claim(ring, len(part), sum([len(packet) for packet in part if isinstance(packet, bytes)]))
+            for packet in part:
+                if isinstance(packet, bytes):
+                    ring.write(at, packet)
+                    at += len(packet)
+                else:
+                    ring.push(packet)
+
+    def _claim(self, ring: Channel, entries: int, nbytes: int) -> int:
+        at = ring.claim(entries, nbytes)
+        return at if at >= 0 else self._room(ring, lambda: ring.claim(entries, nbytes))
 
     def _check_signal(self, signal: Signal, value: int) -> None:
         super()._check_signal(signal, value)

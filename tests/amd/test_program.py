@@ -162,13 +162,14 @@ def test_launch_packets_decode(gfx: str) -> None:
     d = Descriptor(1000, 0, 24, 0, 0x100, 0, 0xAF0000, 0x80 << 0, 0x408 if generation >= 10 else 8, 0)
     made = launch(generation, 64 if generation == 9 else 32, d, 0x7F00_0000_1200, 0, 0, 0)
     writes: dict[str, int] = {}
-    for at, packet in pm4.decode_all(made.words, generation):
+    words = struct.unpack(f"<{len(made.packets) // 4}I", made.packets)
+    for at, packet in pm4.decode_all(words, generation):
         if packet.name == "SET_SH_REG":
             writes |= registers.writes(packet["reg_offset"], packet.rest(), generation, at)
     assert packet.name == "DISPATCH_DIRECT" and (packet["dim_y"], packet["dim_z"]) == (1, 1)
     assert writes["COMPUTE_PGM_LO"] | writes["COMPUTE_PGM_HI"] << 32 == 0x7F00_0000_1200 >> 8
     assert writes["COMPUTE_PGM_RSRC2"] >> 15 & 0x1FF == 2
-    assert made.words[made.groups_at] == 0 and made.words[made.arguments_at] == 0
+    assert words[made.groups_at // 4] == 0 and words[made.arguments_at // 4] == words[made.arguments_at // 4 + 1] == 0
 
 
 def test_wrong_isa(device: AmdDevice) -> None:
@@ -268,4 +269,4 @@ def test_long_lists_are_several_indirect_buffers(opened: Opened, dispatches: lis
         commands.dispatch(program, [buffer] * 3, n + 1)
     device.compute.wait(device.compute.submit(commands), 10)
     assert [d.groups[0] for d in dispatches] == list(range(1, 51))
-    assert len(commands._instances[0].segments[0].packets) > 16
+    assert len(commands._instances[0].segments[0].packets) > 1

@@ -46,7 +46,8 @@ def test_copies_larger_than_a_packet(opened: Opened, gfx: str) -> None:
 
 def test_a_copy_is_as_few_packets_as_the_limit_allows() -> None:
     engine = CopyEngine(9)
-    words = engine.copy(0x1000, 0x9000_0000, (4 << 20) + 1)
+    packets = engine.copy(0x1000, 0x9000_0000, (4 << 20) + 1)
+    words = [word for packet in packets for word in struct.unpack("<7I", packet)]
     assert len(words) == 14 and words[1] == (4 << 20) - 1 and words[8] == 0 and words[12] == 0x1000 + (4 << 20)
     assert engine.copy(0, 0, 0) == []
 

@@ -70,7 +70,7 @@ def test_copies_larger_than_one_launch_takes(opened: Opened) -> None:
     device.copy_engine.max_bytes = 1 << 20
     sent, received = copy(device, (5 << 20) + 77)
     assert sent == received
-    assert len(device.copy_engine.copy(1 << 32, 0, (2 << 20) + 1)) == 3 * 9 and device.copy_engine.copy(0, 0, 0) == []
+    assert len(device.copy_engine.copy(1 << 32, 0, (2 << 20) + 1)) == 3 * 9 * 4 and device.copy_engine.copy(0, 0, 0) == b""
 
 
 def test_copies_where_no_engine_has_a_runlist(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

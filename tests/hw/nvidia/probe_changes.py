@@ -99,7 +99,7 @@ def unwaited() -> None:
 
     def made(self: engines.ComputeEngine, sm: int) -> None:
         init(self, sm)
-        self.between = ()
+        self.between = b""
     engines.ComputeEngine.__init__ = made  # type: ignore
 
 

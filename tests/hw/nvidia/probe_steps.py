@@ -133,7 +133,7 @@ def host(uri: URI, graphics: bool = False) -> Facts:
         try:
             words = view(home.address, 4096)
             words[:32] = b"\xff" * 32
-            parts = [setup.tobytes(), struct.pack("<6I", *engine.stamp(home.address + 16)), engine.fence(home.address, 42)]
+            parts = [setup.tobytes(), engine.stamp(home.address + 16), engine.fence(home.address, 42)]
             begun = time.monotonic()
             for part in parts:
                 channel.write(channel.claim(1, len(part)), part)
