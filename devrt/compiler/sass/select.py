@@ -10,19 +10,22 @@ from collections import Counter
 
 from devrt.compiler import dtypes as dt
 from devrt.compiler import lir
+from devrt.compiler.dtypes import DType
 from devrt.compiler.lir import Inst, Reg
-from devrt.compiler.sass import instruction as sass
 from devrt.compiler.sass import (
+    halves,
     optimise,
     select_blocks,
     select_convert,
     select_float,
+    select_half,
     select_index,
     select_integer,
     select_matrix,
     select_memory,
     select_number,
 )
+from devrt.compiler.sass import instruction as sass
 from devrt.compiler.sass.instruction import TRUE, Cbuf, File, Operand, Special
 from devrt.compiler.sass.mir import Function
 from devrt.compiler.sass.select_emit import ZERO, Bool, Emitter, Pair
@@ -54,11 +57,22 @@ class Selector(Emitter):
         self.system = ("SYS",) if target.sm == 75 else ()
         self.minus_zero = self.derived(ZERO, "minus", lambda: Operand(ZERO.value, neg=True))
         self.fragments: dict[tuple[int, int], Operand] = {}  # what LDSM brought, until memory changes
-        self.parts: dict[sass.Reg, tuple[Operand, int, int]] = {}  # which of 2 halves or 4 bytes of a word that was loaded
+        self.parts: dict[sass.Reg, tuple[Operand, int, int]] = {}  # which of 2 halves or 4 bytes of a word loaded or computed
+        self.joined: dict[tuple[int, int], Operand] = {}  # by ids of two halves, the word that has both
+        self.quiet: set[int] = set()  # ids of words of two halves that are no signalling NaN
         self._order = 0
         self._halves: dict[tuple[object, ...], Int] = {}
-        self.uses = Counter(r for i in lir.walk(program.body) for r in i.args)
-        self.exposed = {r for i in lir.walk(program.body) if i.op in _BITS_MATTER for r in i.args}
+        every = list(lir.walk(program.body))
+        self.uses = Counter(r for i in every for r in i.args)
+        self.writers = {r: i for i in every for r in i.out}
+        self.written = {id(i.mem) for i in every if i.op == "store"}
+        self.exposed: set[Reg] = set()
+        for i in reversed(every):
+            if i.op in _BITS_MATTER or i.op == "cast" and i.out[0] in self.exposed:
+                self.exposed.update(i.args)
+        self.narrowed = {r for i in every if i.op == "cast" and i.out[0].dtype.bits < 32 for r in i.args} - \
+            {r for i in every if i.op != "cast" or i.out[0].dtype.bits >= 32 for r in i.args}
+        self.plans: dict[int, list[halves.Step]] = {}
 
     def run(self) -> Function:
         p, f = self.p, self.f
@@ -69,7 +83,7 @@ class Selector(Emitter):
         code = optimise.without_dead(self.regions[0])
         code = optimise.renamed(select_memory.merge(self, code), self.renamed)
         if self.parts:
-            code = optimise.without_dead(code)
+            code = optimise.without_dead(select_half.resolved(self, code))
         code = optimise.in_place(code, f.words)
         f.params = [(prm.name, 8 * n, 8) for n, prm in enumerate(p.params)]
         return self.finish(code)
@@ -176,7 +190,13 @@ class Selector(Emitter):
     # ----- instructions
 
     def block(self, block: list[Inst]) -> None:
-        for i in block:
+        steps = self.plans.get(id(block))
+        if steps is None:
+            steps = self.plans[id(block)] = halves.plan(block, self.writers, self.uses, self.written, self._has_pairs)
+        for i in steps:
+            if isinstance(i, halves.Pair):
+                select_half.pair(self, i)
+                continue
             handler = getattr(self, f"do_{i.op}", None)
             if handler is not None:
                 handler(i)
@@ -186,6 +206,9 @@ class Selector(Emitter):
                 self._logic(i)
             else:
                 select_number.arithmetic(self, i)
+
+    def _has_pairs(self, d: DType) -> bool:
+        return select_half.supported(self.target.sm, d)
 
     def do_const(self, i: Inst) -> None:
         r, value = i.out[0], i.attrs["value"]
@@ -212,6 +235,9 @@ class Selector(Emitter):
             source, marks = self.signed.get(i.args[0], (i.args[0], ""))
             flipped = "abs" if i.op == "abs" else marks.replace("neg", "").strip() if "neg" in marks else f"neg {marks}".strip()
             self.signed[i.out[0]] = source, flipped
+        if i.op == "canon" and i.out[0] in self.narrowed:  # by the cast that alone reads it
+            self.values[i.out[0]] = self.value(i.args[0])
+            return
         select_float.arithmetic(self, i)
 
     def _logic(self, i: Inst) -> None:

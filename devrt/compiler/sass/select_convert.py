@@ -33,7 +33,7 @@ def cast(s: Selector, src: DType, dst: DType, a: Value, *, exact_nan: bool) -> V
     if dst is dt.bool_:
         return _truth(s, src, a)
     if not src.is_float:
-        return _from_integer(s, src, dst, a, exact_nan=exact_nan)
+        return _from_integer(s, src, dst, a)
     if src.bits < 32:
         assert isinstance(a, Operand)
         return cast(s, dt.float32, dst, _widen(s, src, a, exact_nan=exact_nan and dst is dt.float32),
@@ -50,7 +50,7 @@ def cast(s: Selector, src: DType, dst: DType, a: Value, *, exact_nan: bool) -> V
         assert isinstance(a, Pair)
         near = s.emit("F2F", ("F32", "F64"), s.whole(a))
         return s.choose(_is_nan(s, near), s.imm(NAN), near) if exact_nan else near
-    return _narrow(s, dst, _to_odd(s, a) if isinstance(a, Pair) else s.reg(a))
+    return _narrow(s, dst, _to_odd(s, a) if isinstance(a, Pair) else s.reg(a), exact_nan=exact_nan)
 
 
 def _is_nan(s: Selector, a: Operand) -> Bool:
@@ -73,7 +73,7 @@ def _truth(s: Selector, src: DType, a: Operand | Pair) -> Bool:
 # ----- integers
 
 
-def _from_integer(s: Selector, src: DType, dst: DType, a: Operand | Pair, *, exact_nan: bool) -> Value:
+def _from_integer(s: Selector, src: DType, dst: DType, a: Operand | Pair) -> Value:
     if dst.is_int:
         low = a.lo if isinstance(a, Pair) else a
         if dst.bits == 64:
@@ -87,14 +87,15 @@ def _from_integer(s: Selector, src: DType, dst: DType, a: Operand | Pair, *, exa
         if dst is dt.float64:
             return s.pair(s.emit("I2F", ("F64", kind), s.whole(a), words=2))
         kept = _sticky64(s, a, signed=src.kind == "int")
-        return _narrow(s, dst, _to_odd(s, s.pair(s.emit("I2F", ("F64", kind), s.whole(kept), words=2))))
+        return _narrow(s, dst, _to_odd(s, s.pair(s.emit("I2F", ("F64", kind), s.whole(kept), words=2))), exact_nan=False)
     signed = src.kind == "int"
     a = s.reg(a)
     if dst is dt.float64:
         return s.pair(s.emit("I2F", ("F64",) if signed else ("F64", "U32"), a, words=2))
     if dst is dt.float32:
         return division.to_float(s, a, signed=signed)
-    return _narrow(s, dst, division.to_float(s, a if src.bits < 32 else _sticky(s, a, signed=signed), signed=signed))
+    a = a if src.bits < 32 else _sticky(s, a, signed=signed)
+    return _narrow(s, dst, division.to_float(s, a, signed=signed), exact_nan=False)
 
 
 def _sticky(s: Selector, a: Operand, *, signed: bool) -> Operand:
@@ -157,9 +158,8 @@ def _widen(s: Selector, src: DType, a: Operand, *, exact_nan: bool) -> Operand:
     return integer.merged(s, integer.shift_left(s, a, s.imm(24)), 1 << 31, scaled)
 
 
-def _narrow(s: Selector, dst: DType, a: Operand) -> Operand:
+def _narrow(s: Selector, dst: DType, a: Operand, *, exact_nan: bool) -> Operand:
     """float32 in a register as float16, bfloat16 or fp8, rounded once."""
-    nan = _is_nan(s, a)
     sm = s.f.sm
     if dst is dt.float16 or dst is dt.bfloat16 and sm >= 80:
         if sm < 80:
@@ -168,7 +168,8 @@ def _narrow(s: Selector, dst: DType, a: Operand) -> Operand:
             kind = ("BF16",) if dst is dt.bfloat16 else ("F16",)
             mods = (*kind, "F32", "PACK_AB") if sm >= 89 else (*(() if dst is dt.float16 else kind), "PACK_AB")
             raw = s.emit("F2FP", mods, ZERO, a)
-        return s.choose(nan, s.imm(_NAN_BITS[dst]), raw)
+        return s.choose(_is_nan(s, a), s.imm(_NAN_BITS[dst]), raw) if exact_nan else raw
+    nan = _is_nan(s, a)
     magnitude = integer.logic(s, "and", a, s.imm(0x7FFFFFFF))
     drop = 23 - dst.mantissa
     odd = integer.logic(s, "and", integer.shift_right(s, magnitude, s.imm(drop), signed=False), s.imm(1))

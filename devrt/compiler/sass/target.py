@@ -18,7 +18,7 @@ RESERVED_SHARED = {90: 0x400, 120: 0x400}  # bytes at the start of shared memory
 LANES = 32
 WAVES = 8  # warps of a group that shares what it brings, at most
 REGISTERS = 160  # of a lane, that plans count on
-VERSION = 1  # of this compiler: part of the key of a cached object
+VERSION = 2  # of this compiler: part of the key of a cached object
 
 
 @dataclass(frozen=True)

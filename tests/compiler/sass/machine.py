@@ -328,10 +328,60 @@ class Machine:
         self.put(i, i.dsts[0], np.where(np.isnan(x), U32(0x7FFF), bits))
 
     def op_f2fp(self, i, m, high, a):
-        self.half(i, self.single(a), dt.bfloat16 if "BF16" in m else dt.float16)
+        self.put_halves(i, dt.bfloat16 if "BF16" in m else dt.float16, [self.single(o).astype(np.float64) for o in (a, high)])
 
-    def op_hadd2(self, i, m, zero, a):
-        self.put_words(i, i.dsts[0], self.nan((self.word(a) & U32(0xFFFF)).astype(np.uint16).view(np.float16).astype(np.float32)))
+    # ----- pairs of halves: sums, products and their sums in float64, where they are exact or, of bfloat16, rounded to odd
+
+    def halves(self, o: Operand, d):
+        """Both numbers of an operand as float64."""
+        v, word = o.value, self.word(o)
+        raw = [word & U32(0xFFFF), word >> U32(16)]
+        raw = {"": raw, "H0_H0": raw[:1] * 2, "H1_H1": raw[1:] * 2}[o.select]
+        found = []
+        for x in raw:
+            x = x.astype(np.uint16)
+            value = convert.widen(x if d is dt.bfloat16 else x.view(np.float16), d).astype(np.float64)
+            value = np.abs(value) if o.abs else value
+            found.append(-value if o.neg and not isinstance(v, Imm) else value)
+        return found
+
+    def put_halves(self, i, d, values):
+        """Each rounded once; NVIDIA's NaN."""
+        low, high = (np.where(np.isnan(x), U32(0x7FFF), convert.cast(np.array(x), dt.float64, d).view(np.uint16)).astype(U32)
+                     for x in values)
+        self.put(i, i.dsts[0], low | high << U32(16))
+
+    def packed(self, i, m, compute, *operands):
+        d = dt.bfloat16 if "BF16_V2" in m else dt.float16
+        self.put_halves(i, d, [compute(*row) for row in zip(*(self.halves(o, d) for o in operands), strict=True)])
+
+    def op_hadd2(self, i, m, a, b):
+        if "F32" in m:
+            assert a.value.zero and a.neg
+            which = U32(16 if b.select == "H1_H1" else 0)
+            x = (self.word(b) >> which & U32(0xFFFF)).astype(np.uint16).view(np.float16).astype(np.float32)
+            self.put_words(i, i.dsts[0], self.nan(x))
+        else:
+            self.packed(i, m, odd_sum, a, b)
+
+    def op_hmul2(self, i, m, a, b):
+        self.packed(i, m, np.multiply, a, b)
+
+    def op_hfma2(self, i, m, a, b, c):
+        self.packed(i, m, lambda x, y, z: odd_sum(x * y, z), a, b, c)
+
+    def op_hmnmx2(self, i, m, a, b, p):
+        least, number = self.predicate(p), "NAN" not in m
+
+        def extreme(x, y):
+            best = np.where(least, arithmetic.evaluate("min", x, y), arithmetic.evaluate("max", x, y))
+            return np.where(np.isnan(x), y, np.where(np.isnan(y), x, best)) if number else best
+        self.packed(i, m, extreme, a, b)
+
+    def op_hset2(self, i, m, a, b, p):
+        assert p.value.zero and "AND" in m and "BF" not in m
+        low, high = (self.compare(i.mods[0], x, y) for x, y in zip(*(self.halves(o, dt.float16) for o in (a, b)), strict=True))
+        self.put(i, i.dsts[0], low * U32(0xFFFF) | high * U32(0xFFFF0000))
 
     def op_f2i(self, i, m, a):
         x = self.double(a) if "F64" in m else self.single(a)
@@ -451,6 +501,15 @@ class Machine:
         rows = np.broadcast_to(np.arange(len(self.groups))[:, None], on.shape)[on]
         for k in range(data.shape[1]):
             self.shared[rows, at[on] + k] = data[:, k]
+
+
+def odd_sum(x, y):
+    """x + y, of what float64 loses the last bit set (arithmetic._fma)."""
+    total = x + y
+    back = total - x
+    error = (x - (total - back)) + (y - back)
+    lost = np.isfinite(total) & (error != 0) & (total.view(U64) & U64(1) == 0)
+    return np.where(lost, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
 
 
 __all__ = ["File", "Label", "Machine", "Reg"]
