@@ -20,6 +20,7 @@ from devrt.compiler import dtypes as dt
 from devrt.device import DeviceNotFound, DevrtError, InvalidArgument, OutOfMemory, Unsupported
 from devrt.scheduler import plan
 from tests.array.reference import array, numbers
+from tests.garbage import collect
 
 X = devrt.asarray(np.arange(12, dtype=np.float32).reshape(3, 4))
 I = devrt.asarray(np.arange(12).reshape(3, 4))
@@ -282,7 +283,6 @@ def test_folder_that_cannot_be_written(own_cache: Path, tmp_path: Path, monkeypa
 
 CHILD = """
 import numpy as np, devrt
-from tests.garbage import collect
 a = devrt.asarray(np.arange(100, dtype=np.float32))
 for n in range(6):
     assert ((a * float(n + 2) + 1).numpy() == np.arange(100) * (n + 2) + 1).all()
