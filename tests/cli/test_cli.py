@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,11 +20,6 @@ from devrt.paths import cache_folder
 
 COMMANDS = tuple(cli.COMMANDS)
 PROCESSOR = {"files": {"/proc/cpuinfo": "processor\t: 0\nmodel name\t: Test\nflags\t\t: avx2 fma\n"}}
-
-
-def devrt_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "devrt.cli.main", *arguments], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, **environment})
 
 
 def one_sentence_and_remedy(stderr: str) -> tuple[str, str]:
@@ -68,15 +62,6 @@ def test_the_version_costs_no_heavy_import() -> None:
               "print(sorted({'numpy', 'llvmlite', 'cffi', 'yaml', 'tabulate', 'devrt.doctor'} & set(sys.modules)))")
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
-
-
-def test_the_version_is_quick() -> None:
-    """150 ms; the best of five, because the machine does other things too."""
-    def seconds() -> float:
-        start = time.perf_counter()
-        devrt_process("--version")
-        return time.perf_counter() - start
-    assert min(seconds() for _ in range(5)) < 0.15
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -216,15 +201,6 @@ def test_doctor_on_a_file_it_can_not_use(option: str, tmp_path: Path, capsys: py
     assert cli.main(["doctor", "--no-devices", option, str(tmp_path / "no" / "file")]) == FAILED
     what, _ = one_sentence_and_remedy(capsys.readouterr().err)
     assert "file can't be" in what and "ENOENT" in what
-
-
-def test_doctor_takes_less_than_a_second_and_a_half() -> None:
-    """The best of three after a first run, which compiles."""
-    def seconds() -> float:
-        start = time.perf_counter()
-        devrt_process("doctor")
-        return time.perf_counter() - start
-    assert min([seconds() for _ in range(4)][1:]) < 1.5
 
 
 def in_a_terminal(*arguments: str, **environment: str) -> str:
