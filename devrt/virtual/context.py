@@ -17,6 +17,7 @@ STOP = 88            # u64: host address of a byte that ends the launch when it 
 CLOCK = 96           # u64: host address of the GPU's counter
 MATH = 104           # u64: host address of a table of C functions
 CODE = 112           # u64: virtual address of byte 0 of the code that was translated
+MARKS = 120          # u64: bits of memory.Access that an access leaves in its page's entry, beside its own
 
 DONE, BARRIER, FAULT = 0, 1, 2  # what a wave function returns
 

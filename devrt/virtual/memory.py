@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +33,11 @@ class Access(enum.IntFlag):
     FOREIGN = 64  # pages of another process, reached by a callback
     DIRTY = 256   # set by shaders that write
     ACCESSED = 512  # set by shaders that read or write
+    POLLED = 1024   # set by loads and atomics that may see what another launch or engine tells meanwhile
+    TOLD = 2048     # set by stores and atomics that tell others
+
+
+MARKS = Access.DIRTY | Access.ACCESSED | Access.POLLED | Access.TOLD  # what shaders leave in an entry
 
 
 class MemoryFault(Exception):
@@ -45,25 +49,34 @@ class MemoryFault(Exception):
         self.pc, self.warp, self.lane = 0, 0, -1  # of the instruction, where a shader did it
 
 
-class Touched(Protocol):
-    """Takes the addresses that a dispatch reads and writes in global memory, as ranges in any order."""
-
-    def read(self, va: int, nbytes: int) -> None: ...
-    def wrote(self, va: int, nbytes: int) -> None: ...
-
-
 class Ranges:
-    """Touched of one dispatch, kept: (address, bytes) each."""
+    """The addresses that a launch reads and writes in global memory: (address, bytes) each, in any order. What is polled may be
+    written meanwhile, to tell the launch something; what is told may be polled by others."""
 
     def __init__(self) -> None:
         self.reads: list[tuple[int, int]] = []
         self.writes: list[tuple[int, int]] = []
+        self.polls: list[tuple[int, int]] = []
+        self.tells: list[tuple[int, int]] = []
+
+    def enter(self, va: int, nbytes: int, marks: int) -> None:
+        """What shaders left in the entries of pages. What is written counts as read as well."""
+        if marks & Access.POLLED:
+            self.polls.append((va, nbytes))
+        if marks & Access.DIRTY:
+            (self.tells if marks & Access.TOLD else self.writes).append((va, nbytes))
+        elif not marks & Access.POLLED:
+            self.reads.append((va, nbytes))
+
+    def clear(self) -> None:
+        for ranges in (self.reads, self.writes, self.polls, self.tells):
+            ranges.clear()
 
     def read(self, va: int, nbytes: int) -> None:
-        self.reads.append((va, nbytes))
+        self.enter(va, nbytes, Access.ACCESSED)
 
     def wrote(self, va: int, nbytes: int) -> None:
-        self.writes.append((va, nbytes))
+        self.enter(va, nbytes, Access.DIRTY)
 
 
 class PageFile:
@@ -202,23 +215,23 @@ class AddressSpace:
         if length:
             yield host, length
 
-    def touched(self) -> Iterator[tuple[int, int, bool]]:
-        """(address, bytes, written) of runs of pages that shaders touched since the last call; the marks are taken away."""
+    def touched(self) -> Iterator[tuple[int, int, int]]:
+        """(address, bytes, marks) of runs of pages that shaders touched since the last call; the marks, of Access, are taken
+        away."""
         root = self._tables[self.root]
         for i in np.flatnonzero(root):
             middle = self._tables[int(root[i])]
             for j in np.flatnonzero(middle):
                 leaf = self._tables[int(middle[j])]
-                marks = leaf & np.uint64(Access.DIRTY | Access.ACCESSED)
+                marks = leaf & np.uint64(MARKS)
                 used = np.flatnonzero(marks)
                 if not len(used):
                     continue
-                written = (marks[used] & np.uint64(Access.DIRTY)) != 0
-                leaf[used] &= ~np.uint64(Access.DIRTY | Access.ACCESSED)
-                first = (int(i) << 24 | int(j) << 12)
-                cuts = np.flatnonzero((np.diff(used) != 1) | (written[1:] != written[:-1])) + 1
+                leaf[used] &= ~np.uint64(MARKS)
+                first, marks = (int(i) << 24 | int(j) << 12), marks[used]
+                cuts = np.flatnonzero((np.diff(used) != 1) | (marks[1:] != marks[:-1])) + 1
                 for run in np.split(np.arange(len(used)), cuts):
-                    yield (first + int(used[run[0]])) * PAGE, len(run) * PAGE, bool(written[run[0]])
+                    yield (first + int(used[run[0]])) * PAGE, len(run) * PAGE, int(marks[run[0]])
 
     @staticmethod
     def check(va: int, entry: int, access: str) -> None:

@@ -64,14 +64,13 @@ def _compile(text: str, host: target.Target) -> bytes:
         return bytes(machine.emit_object(module))
 
 
-def spread(run: Run, contexts: Sequence[int], count: int) -> list[int]:
-    """What `run` gives for each context, in a thread each, over equal parts of 0 to `count`."""
-    parts = len(contexts)
-    results = [0] * parts
+def spread(run: Run, parts: Sequence[tuple[int, int, int]]) -> list[int]:
+    """What `run` gives for each (context, begin, end), in a thread each."""
+    results = [0] * len(parts)
 
     def work(n: int) -> None:
-        results[n] = run(contexts[n], count * n // parts, count * (n + 1) // parts)
-    others = [threading.Thread(target=work, args=(n,), name="virtual waves") for n in range(1, parts)]
+        results[n] = run(*parts[n])
+    others = [threading.Thread(target=work, args=(n,), name="virtual waves") for n in range(1, len(parts))]
     for thread in others:
         thread.start()
     work(0)

@@ -1,4 +1,4 @@
-"""How the thread of a virtual GPU's engine goes: turns for those who have work, and rest for the host where nobody has."""
+"""How the thread of a virtual GPU goes: turns for those who have work, and rest for the host where nobody has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 _TURN_S = 1e-3  # how long one queue may keep the engine while others wait
+_FIRST_STEPS = 1024
 # How the engine waits, by the time since it last did anything: it asks on and on, then after short sleeps, then after sleeps
 # that grow with the silence. 6 ms keep an idle GPU well below a hundredth of a core.
 _SPIN_S, _EAGER_S, _NAP_S, _LONGEST_S = 100e-6, 20e-3, 20e-6, 6e-3
@@ -22,6 +23,20 @@ def turn(step: Callable[[], bool]) -> bool:
         if now > deadline:
             break
     return worked
+
+
+class Share:
+    """How many steps of native code make a turn, learnt from how long they took."""
+
+    def __init__(self) -> None:
+        self.steps = _FIRST_STEPS
+
+    def took(self, seconds: float, whole: bool) -> None:
+        """So many steps, the `whole` share or fewer, took that long."""
+        if seconds > 2 * _TURN_S:
+            self.steps = max(self.steps // 2, 1)
+        elif whole and seconds < _TURN_S / 2:
+            self.steps *= 2
 
 
 class Pace:

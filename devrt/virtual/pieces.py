@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devrt.ioctl.system import view
-from devrt.virtual.memory import LEVEL, PAGE, SPAN, Access, AddressSpace, MemoryFault
+from devrt.virtual.memory import LEVEL, MARKS, PAGE, SPAN, Access, AddressSpace, MemoryFault
 
 _NEED = {"read": int(Access.VALID), "write": int(Access.VALID | Access.WRITE), "execute": int(Access.VALID | Access.EXECUTE)}
 _FOREIGN = int(Access.FOREIGN)
-_FLAGS = PAGE - 1 & ~int(Access.DIRTY | Access.ACCESSED)  # of an entry: what does not change while a dispatch runs
+_FLAGS = PAGE - 1 & ~int(MARKS)  # of an entry: what does not change while a dispatch runs
 _FEW = 16  # pages up to which a range is walked page by page
 
 
@@ -127,6 +127,21 @@ def overlap(a: Sequence[Piece], b: Sequence[Piece]) -> int | None:
             first = min(max(start, p.host) for start, end in ordered[:n] if end > p.host)
             return p.va + first - p.host
     return None
+
+
+def union(a: Sequence[Piece], b: Sequence[Piece]) -> Sequence[Piece]:
+    """The bytes of both, each once, in order of the host's addresses."""
+    if not a or not b:
+        return a or b
+    found: list[Piece] = []
+    for p in sorted((*a, *b), key=lambda p: (p.host, -p.nbytes)):
+        last = found[-1] if found else None
+        end = p.host + p.nbytes
+        if last is None or p.host > last.host + last.nbytes or (p.host - last.host, p.flags) != (p.va - last.va, last.flags):
+            found.append(p)
+        elif end > last.host + last.nbytes:
+            found[-1] = Piece(last.va, last.host, end - last.host, last.flags)
+    return found
 
 
 def move(read: Sequence[Piece], written: Sequence[Piece]) -> None:

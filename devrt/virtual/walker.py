@@ -29,7 +29,7 @@ TEXT = "".join((
     field("root", at.PAGE_TABLE), field("page", at.CACHED_PAGE), field("cached", at.CACHED_ENTRY), field("budget", at.BUDGET),
     field("stop", at.STOP), field("clock", at.CLOCK), field("math", at.MATH), field("va", at.FAULT_VA),
     field("kind", at.FAULT_KIND, "i32"), field("lane", at.FAULT_LANE, "i32"), field("pc", at.FAULT_PC),
-    field("code", at.CODE))) + f"""
+    field("code", at.CODE), field("marks", at.MARKS))) + f"""
 define internal i64 @leaf(ptr %c, i64 %page) noinline {{
 entry:
   %root = call i64 @get_root(ptr %c)
@@ -62,8 +62,10 @@ none:
 }}
 
 ; host address of one byte of a page that allows %need, 0 after noting the fault
-define internal i64 @host(ptr %c, i64 %va, i64 %need, i32 %lane) {{
+define internal i64 @host(ptr %c, i64 %va, i64 %own, i32 %lane) {{
 entry:
+  %more = call i64 @get_marks(ptr %c)
+  %need = or i64 %own, %more
   %page = lshr i64 %va, 12
   %known = call i64 @get_page(ptr %c)
   %hit = icmp eq i64 %page, %known

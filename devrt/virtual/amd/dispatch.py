@@ -14,7 +14,7 @@ from devrt.virtual import native
 from devrt.virtual.amd.isa import GENS, IllegalInstruction, Instruction
 from devrt.virtual.amd.translate import layout
 from devrt.virtual.amd.translate.kernel import Function
-from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Touched
+from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Ranges
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Dispatch:
     wave: int  # threads of a wave, 32 or 64
     partial: tuple[int, int, int] = (0, 0, 0)
     start: tuple[int, int, int] = (0, 0, 0)
-    touched: Touched | None = field(default=None, compare=False, repr=False)
+    touched: Ranges | None = field(default=None, compare=False, repr=False)
 
 
 class WaveFault(Exception):
@@ -67,8 +67,8 @@ class Executor:
         for groups, size, first in pieces(d):
             self._launch(d, space, kernel, groups, size, first)
         if d.touched is not None:
-            for va, nbytes, written in space.touched():
-                (d.touched.wrote if written else d.touched.read)(va, nbytes)
+            for va, nbytes, marks in space.touched():
+                d.touched.enter(va, nbytes, marks)
 
     def _kernel(self, d: Dispatch, space: AddressSpace) -> Kernel:
         """The kernel at the entry, translated unless its code is known and the same."""
@@ -113,7 +113,8 @@ class Executor:
             for offset, value in words.items():
                 context[offset:offset + 4].view(np.int32)[0] = value
             contexts.append(context)
-        failed = native.spread(kernel.run, [c.ctypes.data for c in contexts], count)
+        failed = native.spread(kernel.run, [(c.ctypes.data, count * n // parts, count * (n + 1) // parts)
+                                            for n, c in enumerate(contexts)])
         for context, bad in zip(contexts, failed, strict=True):
             if bad:  # the one of the lowest workgroups
                 raise self._fault(kernel, context)

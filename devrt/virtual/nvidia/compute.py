@@ -1,23 +1,23 @@
 """The compute engine: launches by QMD, inline uploads, caches, semaphores (clc5c0.h to clcec0.h).
 
-Launches of a channel run one after another here, but count as running at once until the channel waits: see ledger.py.
+Launches of a channel run one after another here, but count as running at once until the channel waits: see ledger.py. Those of
+several channels take turns.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from devrt.nvidia import qmd
 from devrt.nvidia.fields import HOPPER
 from devrt.nvidia.methods import COMPUTE, Pcas
-from devrt.virtual.memory import Access, Ranges
 from devrt.virtual.nvidia import qmd_check
 from devrt.virtual.nvidia.channel import ChannelError
 from devrt.virtual.nvidia.dispatch import Launch
 from devrt.virtual.nvidia.engine import Engine, Port, Refused, Step
 from devrt.virtual.nvidia.faults import class_error, launch_error
-from devrt.virtual.pieces import Piece, pieces
+from devrt.virtual.nvidia.running import Running
+from devrt.virtual.pieces import pieces
 
 _SCHEDULES = (Pcas.SCHEDULE, Pcas.INVALIDATE_COPY_SCHEDULE, Pcas.PREFETCH_SCHEDULE, Pcas.INVALIDATE_PREFETCH_COPY_SCHEDULE)
 _IGNORED = (Pcas.NOP, Pcas.INVALIDATE, Pcas.PREFETCH)
@@ -30,7 +30,6 @@ _QMD_DATA = COMPUTE["LOAD_INLINE_QMD_DATA"].offset
 _INLINE_DATA = COMPUTE["LOAD_INLINE_DATA"].offset
 _LAUNCHES = ("SEND_SIGNALING_PCAS_B", "SEND_SIGNALING_PCAS2_B")
 _SM_COUNT = 0x1FF  # SET_SHADER_LOCAL_MEMORY_NON_THROTTLED_C.max_sm_count
-_SYSTEM = int(Access.SYSTEM)
 _GPC_CLIENT = "GPCCLIENT_T1_0"
 
 
@@ -132,8 +131,7 @@ class Compute(Engine):
         """Write in the midst of the channel: launches that may still run must not touch it, later ones see it."""
         port = self.port
         port.client, port.who = "GPCCLIENT_FE", f"inline upload to {va:#x} in channel {port.channel.id:#x}"
-        port.look(port.who, pieces(port.space, va, len(data), "write"))
-        port.write(va, data)
+        port.put(port.who, va, data)
 
     # --- launches ---
 
@@ -152,14 +150,14 @@ class Compute(Engine):
         """Launch a descriptor, and those that it schedules when it has ended."""
         chain: list[int] = []
         while True:
-            fields = self._launch(va, chain)
+            fields = yield from self._launch(va, chain)
             yield Step.DONE
             if not fields["dependent_qmd0_enable"]:
                 return
             va = fields["dependent_qmd0_pointer"]
 
-    def _launch(self, va: int, chain: list[int]) -> Mapping[str, int]:
-        """Run one descriptor, after the works of `chain`, to which it adds its own."""
+    def _launch(self, va: int, chain: list[int]) -> Generator[Step, None, Mapping[str, int]]:
+        """Run one descriptor, after the works of `chain`, to which it adds its own. Returns its fields."""
         port = self.port
         port.client, port.who = "GPCCLIENT_SKED", f"QMD at {va:#x} in channel {port.channel.id:#x}"
         judged = qmd_check.judge(port.sm, port.read(va, qmd.nbytes(port.sm)), self._local_memory(), self._windows())
@@ -169,21 +167,13 @@ class Compute(Engine):
         port.client, port.who = _GPC_CLIENT, f"kernel {launch.entry:#x} (QMD at {va:#x}, channel {port.channel.id:#x})"
         port.inject(launch.entry, "SM (0x1)")
         self._caches(fields, launch)
-        touched = Ranges()
-        port.executor.run(dataclasses.replace(launch, touched=touched), port.space)
-        for at, code in port.executor.code(launch):
-            port.code.read(port.space, at, code)
-        reads = [p for at, n in touched.reads for p in self._told(at, n, "read")]
-        writes = [p for at, n in touched.writes for p in self._told(at, n, "write")]
-        chain.append(port.begin(port.who, reads, writes, chain))
+        running = Running(port, launch, chain)
+        yield from running.turns()
+        chain.append(running.work.number)
         for n in range(3):
             if fields.get(f"release_enable_{n}"):
                 self._release(fields, n, chain[-1])
         return fields
-
-    def _told(self, va: int, nbytes: int, access: str) -> list[Piece]:
-        """What can be told of a touched range: the executor sees whole pages, and pages of the host hold several buffers."""
-        return [p for p in pieces(self.port.space, va, nbytes, access) if not p.flags & _SYSTEM]
 
     def _windows(self) -> tuple[int, int]:
         shared, local = (self.wide(f"SET_SHADER_{kind}_MEMORY_WINDOW_A", f"SET_SHADER_{kind}_MEMORY_WINDOW_B")
@@ -217,8 +207,8 @@ class Compute(Engine):
             if not port.constants.read(port.space, va, port.read(va, size)):
                 raise Refused(f"{port.who} reads constant bank {bank} at {va:#x}, which changed since a launch before: nothing "
                               "invalidated the constant cache")
-        for va, code in port.executor.code(launch):
-            if not port.code.read(port.space, va, port.read(va, len(code))):
+        for va, code in port.executor.code(launch, port.space):
+            if not port.code.read(port.space, va, code):
                 raise Refused(f"{port.who} runs code at {va:#x}, which changed since a launch before: nothing invalidated the "
                               "instruction cache")
 

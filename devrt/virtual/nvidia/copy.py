@@ -92,7 +92,7 @@ class Copy(Engine):
         written = [p for _, b in starts for p in pieces(port.space, b, writes, "write")]
         if overlap(read, written) is not None and source != target:
             raise Refused(f"source {source:#x} and destination {target:#x} overlap")
-        port.begin(port.who, read, written)
+        port.copy(port.who, read, written)
         if remap is not None:
             for a, b in starts:
                 remap.line(a, b, length)

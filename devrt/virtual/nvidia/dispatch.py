@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +18,11 @@ from devrt.compiler.sass.instruction import Instruction
 from devrt.compiler.sass.isa import GENERATIONS, IllegalInstruction, text
 from devrt.ioctl.system import System, view
 from devrt.virtual import native
-from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Touched
-from devrt.virtual.nvidia.translate import copies, layout
+from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Ranges
+from devrt.virtual.nvidia.translate import copies, groups, layout
 from devrt.virtual.nvidia.translate.kernel import Function
 from devrt.virtual.nvidia.translate.writer import LANES
+from devrt.virtual.pace import Share
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Launch:
     constants: dict[int, tuple[int, int]] = field(default_factory=dict)
     shared_window: int = 0
     local_window: int = 0
-    touched: Touched | None = field(default=None, compare=False, repr=False)
+    touched: Ranges = field(default_factory=Ranges, compare=False, repr=False)
 
 
 class WarpFault(Exception):
@@ -57,30 +61,41 @@ _WRITES = ("STG", "ST", "RED", "ATOM", "ATOMG")
 
 
 class Executor:
-    """Runs the warps of launches on one GPU, one launch at a time. `budget`: branches backwards before a warp counts as hung.
-    `mufu_error`: how many units in the last place MUFU is off (translate/special.py)."""
+    """Runs the warps of launches on one GPU, in turns: one thread calls. `budget`: branches backwards before a warp counts as
+    hung. `mufu_error`: how many units in the last place MUFU is off (translate/special.py)."""
 
     def __init__(self, sm: int, system: System, budget: int = _BUDGET, mufu_error: int = 0) -> None:
         self.sm, self.system, self.budget, self.mufu_error = sm, system, budget, mufu_error
         self.kernels: dict[tuple[int, int], Kernel] = {}
         self.clock = np.zeros(1, np.uint64)
         self.stop = np.zeros(1, np.uint8)
-        self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self._rooms: list[Room] = []  # that no launch is in
+        self._stray: WeakSet[AddressSpace] = WeakSet()  # with marks of launches that did not end well
 
-    def run(self, launch: Launch, space: AddressSpace) -> None:
-        """Raises MemoryFault or WarpFault."""
+    def run(self, launch: Launch, space: AddressSpace) -> Iterator[None]:
+        """Each step is a turn of the launch; it ends when the launch does. Raises MemoryFault or WarpFault."""
         x, y, z = launch.block
         if not 0 < x * y * z <= _MOST_THREADS:
             raise WarpFault("unsupported", launch.entry, 0, -1, f"a block of {x} x {y} x {z} threads")
-        self._launch(launch, space, self._kernel(launch, space))
-        if launch.touched is not None:
-            for va, nbytes, written in space.touched():
-                (launch.touched.wrote if written else launch.touched.read)(va, nbytes)
+        kernel = self._kernel(launch, space)
+        room = self._rooms.pop() if self._rooms else Room()
+        good = False
+        try:
+            yield from self._turns(launch, space, kernel, room)
+            good = True
+        finally:
+            self._rooms.append(room)
+            if not good:
+                self._stray.add(space)
 
-    def code(self, launch: Launch) -> list[tuple[int, bytes]]:
-        """(address, bytes) of the instructions that a launch ran last time; nothing where it never ran."""
-        found = self.kernels.get((launch.entry, launch.registers))
-        return found.parts if found is not None else []
+    def collect(self, launch: Launch, space: AddressSpace) -> None:
+        """Enter what was touched in the launch's book. Between its turns and those of another launch of that space."""
+        for va, nbytes, marks in space.touched():
+            launch.touched.enter(va, nbytes, marks)
+
+    def code(self, launch: Launch, space: AddressSpace) -> list[tuple[int, bytes]]:
+        """(address, bytes) of the instructions that a launch may run. Raises MemoryFault or WarpFault."""
+        return self._kernel(launch, space).parts
 
     def _kernel(self, launch: Launch, space: AddressSpace) -> Kernel:
         """The kernel at the entry, translated unless its code is known and the same."""
@@ -90,50 +105,69 @@ class Executor:
             found = self.kernels[key] = Kernel(self.sm, launch, space, self.mufu_error)
         return found
 
-    def _room(self, name: str, thread: int, nbytes: int) -> int:
-        """The address of at least `nbytes` of a thread's memory of that name, which stays until more is asked for."""
-        held = self._memory.get((name, thread))
-        if held is None or len(held) < nbytes + 256:
-            held = self._memory[name, thread] = np.zeros(nbytes + 256, np.uint8)
-        return -(-held.ctypes.data // 256) * 256
+    def _turns(self, launch: Launch, space: AddressSpace, kernel: Kernel, room: Room) -> Iterator[None]:
+        """Run the parts of the grid, in a thread each, until all have ended."""
+        masks = _masks(launch)
+        banks = self._constants(launch, space, kernel)
+        parts = self._parts(launch, space, kernel, room, masks, banks)
+        failed: _Part | None = None
+        left = parts
+        while left:
+            if space in self._stray:
+                self._stray.discard(space)
+                for _ in space.touched():
+                    pass
+            for part in left:
+                part.put(layout.SHARE, kernel.share.steps)
+                part.put(layout.CACHED_PAGE, (1 << 64) - 1)
+            began = time.monotonic()
+            results = native.spread(kernel.run, [(part.context.ctypes.data, part.begin, part.end) for part in left])
+            kernel.share.took(time.monotonic() - began, groups.PAUSED in results)
+            failed = next((part for part, result in zip(left, results, strict=True) if result == groups.BAD), failed)
+            left = [part for part, result in zip(left, results, strict=True) if result == groups.PAUSED]
+            if failed is not None:  # the one of the lowest blocks is told
+                left = [part for part in left if part.end <= failed.begin]
+            for part in left:
+                part.begin = part.get(layout.BLOCK)
+            if left:
+                yield
+        if failed is not None:
+            raise _fault(kernel, failed.context)
 
-    def _launch(self, launch: Launch, space: AddressSpace, kernel: Kernel) -> None:
-        threads = launch.block[0] * launch.block[1] * launch.block[2]
-        warps = -(-threads // LANES)
-        masks = np.array([(1 << min(LANES, threads - LANES * w)) - 1 for w in range(warps)], np.uint32)
+    def _parts(self, launch: Launch, space: AddressSpace, kernel: Kernel, room: Room, masks: NDArray[np.uint32],
+               banks: Mapping[int, NDArray[np.uint8]]) -> list[_Part]:
+        """Contexts for equal parts of the grid. They point to what is passed."""
+        warps = len(masks)
         count = launch.grid[0] * launch.grid[1] * launch.grid[2]
         local = launch.local_low + launch.local_high
-        banks = self._constants(launch, space, kernel)
         parts = max(1, min(len(os.sched_getaffinity(0)), count // _BLOCKS_A_THREAD))
-        contexts = []
+        found = []
         for n in range(parts):
-            states = self._room("states", n, warps * layout.STATE_BYTES)
-            _number(states, launch.block, warps)
-            context = np.zeros(layout.CONTEXT_BYTES, np.uint8)
+            states = room.take("states", n, warps * layout.STATE_BYTES)
+            for warp, numbers in enumerate(_numbers(launch.block)):
+                view(states + warp * layout.STATE_BYTES + layout.THREADS, len(numbers))[:] = numbers
+            part = _Part(np.zeros(layout.CONTEXT_BYTES, np.uint8), count * n // parts, count * (n + 1) // parts)
             values = {
-                layout.PAGE_TABLE: space.root, layout.CACHED_PAGE: (1 << 64) - 1, layout.BUDGET: self.budget,
-                layout.STOP: self.stop.ctypes.data, layout.CLOCK: self.clock.ctypes.data,
+                layout.PAGE_TABLE: space.root, layout.BLOCK_BUDGET: self.budget, layout.STOP: self.stop.ctypes.data,
+                layout.CLOCK: self.clock.ctypes.data,
                 layout.MATH: native.library(layout.FUNCTIONS), layout.CODE: kernel.base,
-                layout.SHARED: self._room("shared", n, 2 * (launch.shared_bytes + 4) + copies.CLEARED),
+                layout.SHARED: room.take("shared", n, 2 * (launch.shared_bytes + 4) + copies.CLEARED),
                 layout.SHARED_BYTES: launch.shared_bytes,
-                layout.LOCAL: self._room("local", n, max(local * LANES * warps, 64)), layout.LOCAL_LANE: local,
+                layout.LOCAL: room.take("local", n, max(local * LANES * warps, 64)), layout.LOCAL_LANE: local,
                 layout.LOCAL_LOW: launch.local_low, layout.LOCAL_WARP: local * LANES, layout.STATES: states,
                 layout.LIVE_MASKS: masks.ctypes.data, layout.SHARED_WINDOW: launch.shared_window,
                 layout.LOCAL_WINDOW: launch.local_window}
             for offset, value in values.items():
-                context[offset:offset + 8].view(np.uint64)[0] = value
+                part.put(offset, value)
             words = {layout.WARPS: warps, layout.GRID_X: launch.grid[0], layout.GRID_Y: launch.grid[1],
                      layout.ENTRY: launch.entry - kernel.base, layout.SM: n}
             for offset, value in words.items():
-                context[offset:offset + 4].view(np.uint32)[0] = value
+                part.context[offset:offset + 4].view(np.uint32)[0] = value
             for bank, data in banks.items():
-                context[layout.BANKS + 8 * bank:][:8].view(np.uint64)[0] = data.ctypes.data
-                context[layout.BANK_BYTES + 4 * bank:][:4].view(np.uint32)[0] = launch.constants[bank][1]
-            contexts.append(context)
-        failed = native.spread(kernel.run, [c.ctypes.data for c in contexts], count)
-        for context, bad in zip(contexts, failed, strict=True):
-            if bad:  # the one of the lowest blocks
-                raise _fault(kernel, context)
+                part.put(layout.BANKS + 8 * bank, data.ctypes.data)
+                part.context[layout.BANK_BYTES + 4 * bank:][:4].view(np.uint32)[0] = launch.constants[bank][1]
+            found.append(part)
+        return found
 
     def _constants(self, launch: Launch, space: AddressSpace, kernel: Kernel) -> dict[int, NDArray[np.uint8]]:
         """What the kernel may read of each constant bank: it stays as it is while the launch runs."""
@@ -146,14 +180,47 @@ class Executor:
         return found
 
 
-def _number(states: int, block: tuple[int, int, int], warps: int) -> None:
-    """Write the threads' numbers into the states of a block's warps."""
-    threads = np.arange(warps * LANES)
+class Room:
+    """Memory of a launch beside its GPU's. It stays for another launch."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, int], NDArray[np.uint8]] = {}
+
+    def take(self, name: str, part: int, nbytes: int) -> int:
+        """The address of at least `nbytes` of a part's memory of that name."""
+        held = self._held.get((name, part))
+        if held is None or len(held) < nbytes + 256:
+            held = self._held[name, part] = np.zeros(nbytes + 256, np.uint8)
+        return -(-held.ctypes.data // 256) * 256
+
+
+@dataclass(eq=False)
+class _Part:
+    """Blocks `begin` to `end`, and where one thread of the host keeps what it knows of them."""
+
+    context: NDArray[np.uint8]
+    begin: int
+    end: int
+
+    def put(self, offset: int, value: int) -> None:
+        self.context[offset:offset + 8].view(np.uint64)[0] = value
+
+    def get(self, offset: int) -> int:
+        return int(self.context[offset:offset + 8].view(np.uint64)[0])
+
+
+def _masks(launch: Launch) -> NDArray[np.uint32]:
+    """The lanes that live in each warp of a block."""
+    threads = launch.block[0] * launch.block[1] * launch.block[2]
+    return np.array([(1 << min(LANES, threads - first)) - 1 for first in range(0, threads, LANES)], np.uint32)
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers(block: tuple[int, int, int]) -> tuple[bytes, ...]:
+    """The threads' numbers, as the states of a block's warps hold them."""
+    threads = np.arange(-(-block[0] * block[1] * block[2] // LANES) * LANES)
     numbers = [threads % block[0], threads // block[0] % block[1], threads // (block[0] * block[1])]
-    every = np.stack([n.reshape(warps, LANES) for n in numbers], 1).astype(np.uint32)
-    for warp in range(warps):
-        at = states + warp * layout.STATE_BYTES + layout.THREADS
-        view(at, every[warp].nbytes)[:] = every[warp].tobytes()
+    return tuple(warp.tobytes() for warp in np.stack([n.reshape(-1, LANES) for n in numbers], 1).astype(np.uint32))
 
 
 def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
@@ -195,7 +262,7 @@ class Kernel:
             raise WarpFault("illegal instruction", self.base + e.address, 0, -1, e.detail) from e
         self.instructions, self.found = function.instructions, function.hazards | function.misuse
         self.parts = [(self.base + a, code[a:b]) for a, b in spans(self.instructions)]
-        self.run = native.function(function.text())
+        self.run, self.share = native.function(function.text()), Share()
         self.tables = function.tables
         self.banks = {bank: (reach, entry) for bank, reach in function.w.banks.items()}
 

@@ -10,9 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from devrt.ioctl.system import view
 from devrt.nvidia.fields import BadField, Compiled
 from devrt.nvidia.methods import Methods
@@ -52,13 +49,12 @@ class Lost(Exception):
 
 
 class Runs(Protocol):
-    """What runs a launch: dispatch.Executor. A 1 in `stop` ends it. `code`: (address, bytes) of the instructions that a launch
-    ran last time, nothing where it never ran."""
+    """What runs launches: dispatch.Executor. `code`: (address, bytes) of the instructions of a launch, before it runs. `run`:
+    each step is a turn of it. `collect`: enter in the launch's book what it touched since the last time."""
 
-    stop: NDArray[np.uint8]
-
-    def run(self, launch: Launch, space: AddressSpace) -> None: ...
-    def code(self, launch: Launch) -> Sequence[tuple[int, bytes]]: ...
+    def code(self, launch: Launch, space: AddressSpace) -> Sequence[tuple[int, bytes]]: ...
+    def run(self, launch: Launch, space: AddressSpace) -> Iterator[None]: ...
+    def collect(self, launch: Launch, space: AddressSpace) -> None: ...
 
 
 def now() -> int:
@@ -109,7 +105,7 @@ class Port:
         value = payload & (M64 if wide else M32)
         if timestamp:
             self.space.write(va + 8, now().to_bytes(8, "little"))
-        self.track.released(up_to)
+        self.track.released(up_to, pieces(self.space, va, nbytes, "write"))
         self.space.write(va, value.to_bytes(8 if wide or timestamp else 4, "little"))
 
     def reduce(self, va: int, operation: str, payload: int, *, wide: bool, signed: bool, timestamp: bool, up_to: int) -> None:
@@ -128,27 +124,31 @@ class Port:
         def replace(old: int) -> int:
             return change(number(old), number(payload)) & mask
 
-        self.track.released(up_to)
         found = pieces(self.space, va, nbytes, "write")
+        self.track.released(up_to, found)
         if foreign(found):
             with _foreign_lock:
                 self.space.write(va, replace(self.peek(va, nbytes)).to_bytes(nbytes, "little"))
         else:
             atomics.update(found[0].host, nbytes, replace)
 
-    def begin(self, who: str, reads: Sequence[Piece], writes: Sequence[Piece], after: Sequence[int] = ()) -> int:
-        """Enter a launch or a copy in the books; returns its number. Raises Refused."""
+    def copy(self, who: str, reads: Sequence[Piece], writes: Sequence[Piece]) -> None:
+        """Enter a copy in the books. Raises Refused."""
         try:
-            return self.track.begin(who, reads, writes, after)
+            self.track.copy(who, reads, writes)
         except Race as race:
             raise Refused(str(race)) from race
 
-    def look(self, who: str, writes: Sequence[Piece]) -> None:
-        """A write in the channel's own order: it has ended before the next work begins. Raises Refused."""
+    def put(self, who: str, va: int, data: bytes) -> None:
+        """Write in the channel's own order: that has ended before the next work begins, and the host or a launch may look at it.
+        Raises Refused."""
+        found = pieces(self.space, va, len(data), "write")
         try:
-            self.track.compare(who, (), writes)
+            self.track.look(who, (), found)
         except Race as race:
             raise Refused(str(race)) from race
+        self.track.released(self.track.known.get(self.track.key, 0), found)
+        self.write(va, data)
 
     def interrupt(self) -> None:
         """Interrupt the host: the channel's work so far is done."""

@@ -1,4 +1,7 @@
-"""One virtual GPU: its channels, the doorbell, and the engine thread that carries their methods out.
+"""One virtual GPU: its channels, the doorbell, and the thread that carries their methods out, in turns.
+
+A turn is a few methods, a part of a copy, or a launch for a millisecond or so: engines and channels run beside each other as if
+they were many, and what comes between two turns is between two instructions of a kernel.
 
 The doorbell is one dword of the usermode page, which every process that has a channel maps: a token written there wakes the GPU.
 Tokens that come faster than the GPU looks overwrite each other, so each ring makes it look at every channel's GPPut. Beside it
@@ -10,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from devrt.virtual import atomics
 from devrt.virtual.faults import Faults
@@ -35,7 +39,6 @@ from devrt.virtual.pace import Pace, turn
 
 TIME_0, DOORBELL = 0x80, 0x90  # clc361.h; TIME_1 behind TIME_0
 QUIET = 0xFFFFFFFF             # what the doorbell holds that nobody rang: no channel's token
-_SETTLE_S = 1.0
 
 Report = Callable[[Channel | None, int, str], None]
 
@@ -50,16 +53,29 @@ class _Runner:
                          gpu.tpcs)
         self.host = Host(self.port)
         self.enabled = self.hung = self.gone = False
-        self.lock = threading.RLock()  # held while methods are carried out
+        self._lock = threading.RLock()  # held while methods are carried out
+        self._wanted = 0                # how many others want it
         self._put = channel.userd[GP_PUT:GP_PUT + 4].cast("I")
         self._put[0] = 0
         channel.userd[GP_GET:GP_GET + 4] = bytes(4)
-        self._steps: Iterator[Step] = self.host.run()
+        self._steps = self.host.run()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The channel carries nothing out meanwhile. Others come before its next turn."""
+        with self.gpu.lock:
+            self._wanted += 1
+        try:
+            with self._lock:
+                yield
+        finally:
+            with self.gpu.lock:
+                self._wanted -= 1
 
     def look(self) -> None:
         """The doorbell rang: take a new GPPut."""
         channel = self.channel
-        with self.lock:
+        with self._lock:
             if not self.enabled or channel.error or self.hung or self.gone or self._put[0] == self.host.put:
                 return
             put, faults = self._put[0], self.gpu.faults
@@ -81,19 +97,16 @@ class _Runner:
 
     def step(self) -> bool:
         """A few methods, or one look at what the channel waits for."""
-        if self.gone or self.hung or not self.enabled or self.channel.error or not self.track.busy:
+        if self._wanted or self.gone or self.hung or not self.enabled or self.channel.error or not self.track.busy:
             return False
         step = Step.IDLE
-        with self.lock:
-            if self.gone or not self.enabled:
+        with self._lock:
+            if self.gone or not self.enabled or self.channel.error:
                 return False
             try:
-                self.gpu.running(self)
                 step = next(self._steps)
             except Exception as error:
                 self._stopped(error)
-            finally:
-                self.gpu.running(None)
             if step is Step.IDLE:
                 self.track.busy = False
         self._post()
@@ -101,7 +114,7 @@ class _Runner:
 
     def _post(self) -> None:
         """Tell the driver, without a lock."""
-        with self.lock:
+        with self._lock:
             posts, self.port.posts = self.port.posts, []
         for post in posts:
             post()
@@ -113,6 +126,7 @@ class _Runner:
             return
         if isinstance(error, WarpFault) and error.kind in HANGS:
             self.hung = True
+            self.track.halt()
         elif isinstance(error, ChannelError):
             self._end(error)
         elif isinstance(error, Lost):
@@ -139,13 +153,13 @@ class _Runner:
             other = runner.channel
             if other is channel or channel.group is not None and other.group is channel.group:
                 other.stop(error, now())
-                runner.track.busy = False
+                runner.track.halt()
         self.port.posts.append(lambda: gpu.report(channel, error.xid, error.message))
 
     def close(self) -> None:
         self.gone = True
-        self.gpu.stop_running(self)
-        with self.lock:
+        with self.held():
+            self._steps.close()
             self.track.close()
             self._put.release()
 
@@ -167,12 +181,10 @@ class VirtualGpu:
         self._bell_at = ctypes.addressof(ctypes.c_char.from_buffer(self._bell))
         self._bell[0], self._time[0] = QUIET, now()
         self._runners: tuple[_Runner, ...] = ()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._running: _Runner | None = None
-        self._running_lock = threading.Lock()
 
     @property
     def runners(self) -> Sequence[_Runner]:
@@ -182,7 +194,7 @@ class VirtualGpu:
 
     def attach(self, channel: Channel) -> None:
         """Take a channel, with GPGet and GPPut 0. It does nothing before it is enabled."""
-        with self._lock:
+        with self.lock:
             self._runners = (*self._runners, _Runner(self, channel))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name=f"virtual sm_{self.sm}", daemon=True)
@@ -193,24 +205,23 @@ class VirtualGpu:
         """Give a channel back, also where it hangs. What it was rung for and has not carried out is lost."""
         runner = self._find(channel)
         runner.close()
-        with self._lock:
+        with self.lock:
             self._runners = tuple(other for other in self._runners if other is not runner)
         self.clear_errors(channel)
 
     def enable(self, channel: Channel, on: bool) -> None:
         """Put a channel on the engine or take it off: when that returns, it carries nothing out."""
         runner = self._find(channel)
-        with runner.lock:
+        with runner.held():
             runner.enabled = on
         if on:
             runner.look()  # what it was rung for meanwhile
 
     def settle(self) -> None:
-        """Wait until what is being carried out now has ended: nothing goes on with pages that were unmapped before. A launch that
-        does not end is left to itself."""
+        """Wait until every channel's turn has ended: nothing goes on with pages that were unmapped before."""
         for runner in self._runners:
-            if runner.lock.acquire(timeout=_SETTLE_S):
-                runner.lock.release()
+            with runner.held():
+                pass
 
     def clear_errors(self, channel: Channel) -> None:
         """Forget what the debugger reads of a channel."""
@@ -222,9 +233,8 @@ class VirtualGpu:
         self.lost(ChannelError(Xid.PREEMPTIVE_REMOVAL, "the GPU was reset"))
 
     def close(self) -> None:
-        """End the engine thread."""
+        """End the GPU's thread."""
         self._closed = True
-        self.stop_running()
         self._wake.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -237,30 +247,18 @@ class VirtualGpu:
 
     # --- what runners ask ---
 
-    def running(self, runner: _Runner | None) -> None:
-        """The engine begins to carry out methods of a channel, or has ended."""
-        with self._running_lock:
-            self._running = runner
-            self.executor.stop[0] = runner is not None and runner.gone
-
-    def stop_running(self, runner: _Runner | None = None) -> None:
-        """End a launch in its midst: that of a channel, or any."""
-        with self._running_lock:
-            if self._running is not None and runner in (None, self._running):
-                self.executor.stop[0] = 1
-
     def lost(self, error: ChannelError) -> None:
         """The whole GPU fails: no channel works any more."""
         at = now()
         for runner in self._runners:
             runner.channel.stop(error, at)
-            runner.track.busy = False
+            runner.track.halt()
         self.report(None, error.xid, error.message)
 
     def _find(self, channel: Channel) -> _Runner:
         return next(runner for runner in self._runners if runner.channel is channel)
 
-    # --- the engine's thread ---
+    # --- the GPU's thread ---
 
     def _rung(self) -> None:
         token = atomics.update(self._bell_at, 4, lambda value: QUIET)

@@ -4,7 +4,7 @@ rest to the engine of the subchannel. Bits and rules: dev_pbdma.ref, clc56f.h, c
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from devrt.ioctl.nv_alloc import EngineType
 from devrt.nvidia.fields import HOPPER, BadField
@@ -15,6 +15,7 @@ from devrt.virtual.nvidia.compute import Compute
 from devrt.virtual.nvidia.copy import Copy
 from devrt.virtual.nvidia.engine import M32, M64, Engine, Port, Refused, Step, method_rows
 from devrt.virtual.nvidia.faults import Pbdma, pbdma_error
+from devrt.virtual.pieces import pieces
 
 _GENERATIONS = {0xC46F: 75, 0xC56F: 80, 0xC76F: 89, 0xC86F: 90, 0xC96F: 100, 0xCA6F: 120}  # GPFIFO class -> its methods
 _SUBCHANNELS = 5  # 5 to 7 are software's
@@ -52,7 +53,7 @@ class Host:
             "MEM_OP_D": self._mem_op, "SEM_EXECUTE": self._semaphore, "WFI": self._wfi,
         }
 
-    def run(self) -> Iterator[Step]:
+    def run(self) -> Generator[Step, None, None]:
         """Raises ChannelError, MemoryFault and what engines raise."""
         channel = self.channel
         report = channel.userd[GP_GET:GP_GET + 4]
@@ -257,4 +258,4 @@ class Host:
         nbytes, mask = 8 if wide else 4, M64 if wide else M32
         while not holds(self.port.peek(va, nbytes), payload & mask, 8 * nbytes):
             yield Step.WAIT
-        self.port.track.acquired()
+        self.port.track.acquired(pieces(self.port.space, va, nbytes, "read"))

@@ -149,7 +149,8 @@ class Emulator:
         banks = {0: bytes(bank), **more}
         places = {n: (self.alloc(content, Access.VALID).va, len(content)) for n, content in banks.items()}
         launch = Launch(entry, grid, block, registers, shared, low, high, places, SHARED_WINDOW, LOCAL_WINDOW)
-        self.executor.run(launch, self.space)
+        for _ in self.executor.run(launch, self.space):
+            pass
 
     # ----- cubins
 

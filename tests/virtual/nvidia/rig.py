@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from devrt.ioctl.nv_alloc import EngineType
 from devrt.ioctl.system import LinuxSystem
 from devrt.nvidia import pushbuffer, qmd
@@ -33,26 +30,26 @@ COMPUTE = {75: 0xC5C0, 80: 0xC6C0, 86: 0xC7C0, 89: 0xC9C0, 90: 0xCBC0, 120: 0xCE
 COPY = {75: 0xC5B5, 80: 0xC6B5, 86: 0xC7B5, 89: 0xC7B5, 90: 0xC8B5, 120: 0xCAB5}
 HOST = {75: 0xC46F, 80: 0xC56F, 86: 0xC56F, 89: 0xC56F, 90: 0xC86F, 120: 0xCA6F}
 _numbers = itertools.cycle(range(60))
-Play = Callable[[Launch, AddressSpace], None]
+Play = Callable[[Launch, AddressSpace], Iterator[None] | None]
 
 
 class Player:
-    """Runs a Python function in the place of warps: the one registered for the launch's entry."""
+    """Runs a Python function in the place of warps: the one registered for the launch's entry. One that yields gives way."""
 
     def __init__(self) -> None:
-        self.stop: NDArray[np.uint8] = np.zeros(1, np.uint8)
         self.plays: dict[int, Play] = {}
         self.seen: list[Launch] = []
-        self.ran: dict[int, list[tuple[int, bytes]]] = {}
 
-    def run(self, launch: Launch, space: AddressSpace) -> None:
+    def run(self, launch: Launch, space: AddressSpace) -> Iterator[None]:
         self.seen.append(launch)
-        if launch.entry in self.plays:
-            self.plays[launch.entry](launch, space)
-        self.ran[launch.entry] = [(launch.entry, space.read(launch.entry, 64))]
+        turns = self.plays[launch.entry](launch, space) if launch.entry in self.plays else None
+        yield from turns or ()
 
-    def code(self, launch: Launch) -> Sequence[tuple[int, bytes]]:
-        return self.ran.get(launch.entry, [])
+    def code(self, launch: Launch, space: AddressSpace) -> Sequence[tuple[int, bytes]]:
+        return [(launch.entry, space.read(launch.entry, 64))]
+
+    def collect(self, launch: Launch, space: AddressSpace) -> None:
+        """Plays enter what they touch themselves."""
 
 
 class Rig:

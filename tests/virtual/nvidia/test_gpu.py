@@ -183,18 +183,40 @@ def test_settling_waits_for_the_launch_that_runs(r: Rig) -> None:
 
 
 def test_detaching_ends_a_launch_in_its_midst(r: Rig) -> None:
-    began = threading.Event()
+    began, ended = threading.Event(), threading.Event()
 
-    def long(launch: Launch, space: object) -> None:
+    def long(launch: Launch, space: object) -> Iterator[None]:
         began.set()
-        until(lambda: r.player.stop[0])
-        raise WarpFault("stopped", launch.entry, 0, -1, "")
+        try:
+            while True:
+                yield
+        finally:
+            ended.set()
     line = r.channel()
     line.send(line.launch(r.qmd(r.kernel(long))))
     assert began.wait(10)
     r.gpu.detach(line.channel)
-    assert not r.told and not line.channel.error
+    assert ended.is_set() and not r.told and not line.channel.error and not r.gpu.order.tracks
     released(r.channel(), r.memory()).drain()
+
+
+def test_a_channel_that_is_taken_off_goes_on_later(r: Rig) -> None:
+    turns = []
+
+    def counts(launch: Launch, space: object) -> Iterator[None]:
+        while len(turns) < 40:
+            turns.append(threading.current_thread())
+            yield
+    line, s = r.channel(), r.memory()
+    line.send(semaphore(line.launch(r.qmd(r.kernel(counts))), s, 1, operation=RELEASE))
+    until(lambda: turns)
+    r.gpu.enable(line.channel, False)
+    done = len(turns)
+    released(r.channel(), s + 64).drain()
+    assert (len(turns), r.u64(s)) == (done, int(done == 40))
+    r.gpu.enable(line.channel, True)
+    line.drain()
+    assert (len(turns), r.u64(s)) == (40, 1)
 
 
 def test_a_reset_stops_every_channel(r: Rig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from devrt.compiler.sass.instruction import Address, Instruction, Operand, Reg
 from devrt.virtual.memory import Access
 from devrt.virtual.nvidia.translate.layout import KIND, WINDOW
-from devrt.virtual.nvidia.translate.memory import address
+from devrt.virtual.nvidia.translate.memory import address, marking
 from devrt.virtual.nvidia.translate.operands import outcomes
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
@@ -36,8 +36,10 @@ def atomic(w: Writer, i: Instruction) -> None:
     function = f"atomic_{name}_{kind}"
     w.helpers["atomic_host"] = _HOST
     w.helpers[function] = _text(function, name, kind, e)
-    old = w.call(t, function, ("ptr", "%c"), (w.vec("i64"), at), (t, value), (t, compare), ("i32", w.lanes()),
-                 ("i32", str(space)), ("ptr", "%ok"))
+    marks = 0 if space == _SHARED else Access.TOLD if i.op.startswith("RED") else Access.POLLED | Access.TOLD
+    with marking(w, int(marks)):
+        old = w.call(t, function, ("ptr", "%c"), (w.vec("i64"), at), (t, value), (t, compare), ("i32", w.lanes()),
+                     ("i32", str(space)), ("ptr", "%ok"))
     w.check()
     if "CAST" in i.mods:  # whether it was stored
         same = w.op(f"icmp eq {t} {old}, {compare}")

@@ -29,25 +29,20 @@ def _named(*ops: str) -> Callable[[Steer], Steer]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Ways from block to block
 
-def spend(f: Function, target: int = -1) -> None:
-    """Count a branch backwards, and look whether the launch is to stop. Where all active lanes go to a block, the warp gives way
-    to others now and then: they may wait for each other without a barrier."""
+def spend(f: Function, place: str = "") -> None:
+    """Count a branch backwards, and look whether the launch is to stop. `place` is where all active lanes go; none: each lane's
+    is noted. The warp gives way to others now and then: they may wait for each other without a barrier."""
     w = f.w
-    arguments = [("ptr", "%c")] + ([("ptr", "%state")] if target >= 0 else [])
-    kind = w.call("i32", "pass" if target >= 0 else "spend", *arguments)
+    kind = w.call("i32", "pass", ("ptr", "%c"), ("ptr", "%state"))
     on, out, give = w.new_label("on"), w.new_label("out"), w.new_label("give")
-    way = f" i32 -1, label %{give}" if target >= 0 else ""
-    w.line(f"switch i32 {kind}, label %{out} [ i32 0, label %{on}{way} ]")
+    w.line(f"switch i32 {kind}, label %{out} [ i32 0, label %{on} i32 -1, label %{give} ]")
     w.start(out)
     w.fault(kind)
-    if target >= 0:
-        w.start(give)
-        if w.masked:
-            places(f, w.active(), str(target))
-        else:
-            f.resumes.setdefault(target, f"L{target}")
-        w.put("resume", "i32", "-1" if w.masked else str(target))
-        w.line("br label %suspend")
+    w.start(give)
+    if place and w.masked:
+        places(f, w.active(), place)
+    w.put("resume", "i32", "-1" if w.masked or not place else place)
+    w.line("br label %suspend")
     w.start(on)
 
 
@@ -63,7 +58,8 @@ def go(f: Function, target: int) -> None:
     """All active lanes go on at a block."""
     w = f.w
     if target <= w.at:
-        spend(f, target)
+        f.resumes.setdefault(target, f"L{target}")
+        spend(f, str(target))
     if not w.masked:
         w.line(f"br label %L{target}")
         return
@@ -89,10 +85,10 @@ def split(f: Function, taken: str, target: int, falls: int) -> None:
         whole, both = w.new_label("whole"), w.new_label("both")
         w.line(f"br i1 {w.op(f'icmp eq i32 {other}, 0')}, label %{whole}, label %{both}")
         w.start(both)
-        if min(target, falls) <= w.at:
-            spend(f)
         places(f, taken, str(target))
         places(f, other, str(falls))
+        if min(target, falls) <= w.at:
+            spend(f)
         w.line("br label %schedule")
         w.start(whole)
     go(f, target)
@@ -173,14 +169,17 @@ def indirect(f: Function, i: Instruction, block: FlowBlock) -> bool:
         at = w.op(f"sub {w.vec('i32')} {at}, {w.splat('i32', low)}")
     elif (start := label(i)) > 0:
         at = w.op(f"add {w.vec('i32')} {at}, splat (i32 {start})")
-    spend(f)
     if w.masked or any(s in f.masked for s in block.successors):
         every = w.op(f"select {w.vec('i1')} {w.bits(w.active())}, {w.vec('i32')} {at}, "
                      f"{w.vec('i32')} {w.get('next', w.vec('i32'))}")
         w.put("next", w.vec("i32"), every)
+        spend(f)
         w.line("br label %schedule")
         return False
     place = w.of_first(at)
+    for target in block.successors:
+        f.resumes.setdefault(target, f"L{target}")
+    spend(f, place)
     lost = w.new_label("lost")
     cases = " ".join(f"i32 {n}, label %L{n}" for n in block.successors)
     w.line(f"switch i32 {place}, label %{lost} [ {cases} ]")

@@ -1,4 +1,8 @@
-"""LLVM IR of the loop over blocks: the warps of each run until all wait or have ended, then those that may go on do."""
+"""LLVM IR of the loop over blocks: the warps of each run until all wait or have ended, then those that may go on do.
+
+A launch gives way after a number of branches backwards and blocks, so that other channels have their turn: every warp of the
+block stops at its next branch backwards, and `run` returns PAUSED. Called again, it goes on.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,21 @@ from devrt.virtual.nvidia.translate import layout as at
 
 # Blocks %begin to %end in order x, y, z.
 _SLICE = 4096  # branches backwards until another warp of the block may run
+GOOD, BAD, PAUSED = 0, 1, 2  # what `run` returns
 TEXT = f"""
-; counts a branch backwards: 0, a kind of fault, or -1 where another warp's turn has come
+; one less until the launch gives way: whether it does
+define internal i1 @tire(ptr %c) {{
+  %t = call i64 @get_share(ptr %c)
+  %t2 = sub i64 %t, 1
+  call void @set_share(ptr %c, i64 %t2)
+  %r = icmp sle i64 %t2, 0
+  ret i1 %r
+}}
+
+; counts a branch backwards: 0, a kind of fault, or -1 where the warp gives way to others or with the launch
 define internal i32 @pass(ptr %c, ptr %state) noinline {{
   %kind = call i32 @spend(ptr %c)
+  %tired = call i1 @tire(ptr %c)
   %p = getelementptr i8, ptr %c, i64 {at.SLICE}
   %n = load i32, ptr %p
   %n2 = add i32 %n, 1
@@ -18,7 +33,8 @@ define internal i32 @pass(ptr %c, ptr %state) noinline {{
   %several = icmp ugt i32 %w, 1
   %long = icmp uge i32 %n2, {_SLICE}
   %fine = icmp eq i32 %kind, 0
-  %a = and i1 %several, %long
+  %other = and i1 %several, %long
+  %a = or i1 %other, %tired
   %b = and i1 %a, %fine
   br i1 %b, label %over, label %on
 over:
@@ -39,10 +55,13 @@ entry:
   %gx = call i32 @get_grid_x(ptr %c)
   %gy = call i32 @get_grid_y(ptr %c)
   %start = call i32 @get_entry(ptr %c)
-  %budget = call i64 @get_budget(ptr %c)
+  %budget = call i64 @get_block_budget(ptr %c)
   %gx64 = zext i32 %gx to i64
   %gy64 = zext i32 %gy to i64
-  br label %block
+  %midst = call i32 @get_midst(ptr %c)
+  %begun = icmp ne i32 %midst, 0
+  call void @set_midst(ptr %c, i32 0)
+  br i1 %begun, label %round, label %block
 block:
   %g = phi i64 [ %begin, %entry ], [ %g2, %block.next ]
   %more = icmp slt i64 %g, %end
@@ -85,6 +104,7 @@ init:
   %again = icmp ult i32 %w2, %nw
   br i1 %again, label %init, label %round
 round:
+  %h = phi i64 [ %begin, %entry ], [ %g, %init ], [ %h, %still.on ]
   br label %step
 step:
   %v = phi i32 [ 0, %round ], [ %v2, %step.next ]
@@ -133,11 +153,28 @@ step.end:
   %some = icmp ne i32 %left2, {at.DONE}
   br i1 %some, label %still, label %block.next
 still:
+  %share = call i64 @get_share(ptr %c)
+  %goes = icmp sgt i64 %share, 0
   %moved = icmp ne i32 %ran2, 0
+  %pauses = xor i1 %goes, true
+  %pause = and i1 %pauses, %moved
+  br i1 %pause, label %paused, label %still.on
+still.on:
   br i1 %moved, label %round, label %stuck
+paused:
+  %where = phi i64 [ %h, %still ], [ %g2, %block.next ]
+  %within = phi i32 [ 1, %still ], [ 0, %block.next ]
+  call void @set_block(ptr %c, i64 %where)
+  call void @set_midst(ptr %c, i32 %within)
+  call void @set_local(ptr %c, i64 %private)
+  ret i32 {PAUSED}
 block.next:
-  %g2 = add i64 %g, 1
-  br label %block
+  %g2 = add i64 %h, 1
+  %tired = call i1 @tire(ptr %c)
+  %last = icmp sge i64 %g2, %end
+  %rests = xor i1 %last, true
+  %gives = and i1 %tired, %rests
+  br i1 %gives, label %paused, label %block
 stuck:
   %held = call i32 @bar.stuck(ptr %c)
   br label %bad
@@ -145,9 +182,9 @@ bad:
   %who = phi i32 [ %v, %go ], [ %held, %stuck ]
   call void @set_fault_warp(ptr %c, i32 %who)
   call void @set_local(ptr %c, i64 %private)
-  ret i32 1
+  ret i32 {BAD}
 good:
   call void @set_local(ptr %c, i64 %private)
-  ret i32 0
+  ret i32 {GOOD}
 }}
 """

@@ -118,11 +118,17 @@ class Function:
         out += [f"  %{name} = alloca [{nbytes} x i8], align 256" for name, nbytes in w.locals.items()]
         out += ["  %active = alloca i32", "  %others = alloca i32", "  %resume = alloca i32", "  %ok = alloca i8",
                 "  %yielded = alloca i32", "  store i8 1, ptr %ok", "  store i32 0, ptr %others", "  store i32 0, ptr %yielded"]
+        out += [f"  %saved.at = getelementptr i8, ptr %state, i64 {layout.SAVED}", "  %saved.word = load i32, ptr %saved.at",
+                "  %saved = icmp ne i32 %saved.word, 0"]
         for name, t, offset in self.names():
             kind = "i8" if t == "i1" else t
             out += [f"  %{name}.in = getelementptr i8, ptr %state, i64 {offset}",
-                    f"  %{name}.value = load {kind}, ptr %{name}.in, align {1 if t == 'i1' else 4}",
-                    f"  store {kind} %{name}.value, ptr %{name}"]
+                    f"  %{name}.value = load {kind}, ptr %{name}.in, align {1 if t == 'i1' else 4}"]
+            if layout.BARRIERS <= offset < layout.REGISTERS:  # a new warp meets nobody; other registers hold anything
+                out += [f"  %{name}.old = select i1 %saved, {kind} %{name}.value, {kind} zeroinitializer",
+                        f"  store {kind} %{name}.old, ptr %{name}"]
+            else:
+                out.append(f"  store {kind} %{name}.value, ptr %{name}")
         out.append("  store i32 %live.value, ptr %active")
         for bank in sorted(w.banks):
             out += [f"  %bank{bank}.at = getelementptr i8, ptr %c, i64 {layout.BANKS + 8 * bank}",
@@ -248,6 +254,7 @@ class Function:
         w.start("suspend")
         w.lines.append(_SAVE)
         w.set_field(layout.RESUME, "i32", w.op("load i32, ptr %resume"))
+        w.set_field(layout.SAVED, "i32", "1")
         w.line(f"ret i32 {layout.BARRIER}")
 
 

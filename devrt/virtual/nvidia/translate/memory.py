@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from devrt.compiler.sass.instruction import Address, Cbuf, Instruction, Operand, Reg
+from devrt.virtual.memory import Access
 from devrt.virtual.nvidia.translate import layout, rows
 from devrt.virtual.nvidia.translate.operands import outcomes, predicates, result
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
@@ -13,6 +17,7 @@ _C, _OK = ("ptr", "%c"), ("ptr", "%ok")
 _MOVED = "moved"  # registers on their way: up to four words of every lane, one word behind another
 _SPACES = {"LDG": "global", "STG": "global", "LD": "generic", "ST": "generic", "LDS": "shared", "STS": "shared", "LDL": "local",
            "STL": "local"}
+_FAR = ("global", "generic")
 _SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -69,21 +74,40 @@ def _address_of(i: Instruction) -> Address:
     return next(o.value for o in (*i.srcs, *i.dsts) if isinstance(o.value, Address))
 
 
-def _access(w: Writer, function: str, at: str, size: int) -> None:
+def strong(i: Instruction) -> bool:
+    """Whether others may be told something by an access, or tell: volatile, relaxed, acquiring, releasing ones."""
+    return bool(set(i.mods) & {"STRONG", "MMIO"})
+
+
+@contextmanager
+def marking(w: Writer, marks: int) -> Iterator[None]:
+    """Accesses leave these marks in the entries of their pages, beside those that each leaves."""
+    if marks:
+        w.call("void", "set_marks", _C, ("i64", str(marks)))
+    yield
+    if marks:
+        w.call("void", "set_marks", _C, ("i64", "0"))
+
+
+def _access(w: Writer, i: Instruction, at: str) -> None:
     """Let lanes load or store bytes, from or to their place on the way."""
-    if size in rows.SIZES and not function.startswith("generic"):
-        w.call("void", f"{function}{size}", _C, (w.vec("i64"), at), ("i32", w.lanes()), ("ptr", place(w)), _OK)
-    else:
-        lanes = _aligned(w, at, w.lanes(), size)
-        w.call("void", function, _C, (w.vec("i64"), at), ("i32", lanes), ("i64", str(size)), ("ptr", place(w)), _OK)
+    action = "load" if i.op.startswith("LD") else "store"
+    space, size = _SPACES[i.op], nbytes(i)
+    marks = (Access.POLLED if action == "load" else Access.TOLD) if strong(i) and space in _FAR else 0
+    with marking(w, int(marks)):
+        if size in rows.SIZES and space != "generic":
+            w.call("void", f"{space}_{action}{size}", _C, (w.vec("i64"), at), ("i32", w.lanes()), ("ptr", place(w)), _OK)
+        else:
+            lanes = _aligned(w, at, w.lanes(), size)
+            w.call("void", f"{space}_{action}", _C, (w.vec("i64"), at), ("i32", lanes), ("i64", str(size)), ("ptr", place(w)),
+                   _OK)
     w.check()
 
 
 @named(RULES, "LDG", "LD", "LDS", "LDL")
 def load(w: Writer, i: Instruction) -> None:
-    space, size = _SPACES[i.op], nbytes(i)
-    _access(w, f"{space}_load", address(w, _address_of(i), space in ("global", "generic")), size)
-    _result(w, i, size)
+    _access(w, i, address(w, _address_of(i), _SPACES[i.op] in _FAR))
+    _result(w, i, nbytes(i))
 
 
 def _result(w: Writer, i: Instruction, size: int) -> None:
@@ -101,11 +125,10 @@ def _result(w: Writer, i: Instruction, size: int) -> None:
 
 @named(RULES, "STG", "ST", "STS", "STL")
 def store(w: Writer, i: Instruction) -> None:
-    space, size = _SPACES[i.op], nbytes(i)
     data = next(o for o in i.srcs if isinstance(o.value, Reg) and o.value.file.value == "R")
-    for k in range(max(1, size // 4)):
+    for k in range(max(1, nbytes(i) // 4)):
         w.line(f"store {w.vec('i32')} {w.word(data, k)}, ptr {place(w, k)}, align 4")
-    _access(w, f"{space}_store", address(w, _address_of(i), space in ("global", "generic")), size)
+    _access(w, i, address(w, _address_of(i), _SPACES[i.op] in _FAR))
 
 
 @named(RULES, "LDC", "ULDC", "LDCU")
@@ -201,6 +224,12 @@ def qspc(w: Writer, i: Instruction) -> None:
         w.set_reg(o.value, found)
 
 
-@named(RULES, "MEMBAR", "ERRBAR", "CCTL", "CCTLL", "FENCE", "CGAERRBAR", "CCTLT")
+@named(RULES, "MEMBAR")
+def barrier(w: Writer, i: Instruction) -> None:
+    """What is before it comes before what is behind it, for whoever shares the memory."""
+    w.line("fence seq_cst")
+
+
+@named(RULES, "ERRBAR", "CCTL", "CCTLL", "FENCE", "CGAERRBAR", "CCTLT")
 def nothing(w: Writer, i: Instruction) -> None:
-    """Memory is coherent and in order here."""
+    """Memory is coherent here."""
