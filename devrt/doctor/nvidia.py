@@ -22,7 +22,8 @@ from devrt.ioctl.nv_controls import FbInfo
 from devrt.ioctl.nv_health import Poll
 from devrt.ioctl.nv_versions import SHARED_DATA, Tables, tables_for
 from devrt.ioctl.system import MAP_SHARED, PROT_READ, view
-from devrt.nvidia import driver
+from devrt.nvidia import driver, modes
+from devrt.nvidia.instances import Instance, Refusal, instances, subscribe, title
 from devrt.nvidia.rm import ResourceManager
 
 NVIDIA = 0x10DE
@@ -39,6 +40,18 @@ class Rows(NamedTuple):
     exhausted: int
     pending: bool
     failed: bool
+
+
+class Part(NamedTuple):
+    """An instance of a GPU that is split (MIG); `needs` is the node that this process can't open, "" where it may use it."""
+
+    gpu_instance: int
+    name: str
+    needs: str
+
+    @property
+    def usable(self) -> bool:
+        return not self.needs
 
 
 @dataclass
@@ -64,6 +77,9 @@ class Card:
     recovery: int | None = None
     links: dict[int, int] = field(default_factory=dict)  # NVLink -> its state
     fabric: tuple[int, int, int] | None = None  # state, status, health mask
+    modes: modes.Modes | None = None
+    parts: list[Part] = field(default_factory=list)
+    closed: Refusal | None = None  # why no part of a split GPU can be used
     failure: DevrtError | None = None
 
 
@@ -132,7 +148,7 @@ class _Survey:
                 try:
                     fds.append(driver.open_node(self.system, row.node))
                     driver.register(self.system, self.tables, row.node, fds[-1], fds[0])
-                    self._card(card, row.gpu_id)
+                    self._card(card, row)
                     self.ids[card.gpu.address] = row.gpu_id
                 except DevrtError as error:
                     card.failure = error
@@ -141,13 +157,18 @@ class _Survey:
             for fd in reversed(fds):  # closing the control node frees the client's objects
                 self.system.close(fd)
 
-    def _card(self, card: Card, gpu_id: int) -> None:
-        rm, name = self.rm, str(card.gpu)
-        about = rm.control(f"can't identify {name}", rm.client, "NV0000_CTRL_CMD_GPU_GET_ID_INFO_V2", gpuId=gpu_id)
+    def _objects(self, card: Card, row: driver.Card) -> tuple[int, int]:
+        """A device and a subdevice of a card."""
+        rm = self.rm
+        about = rm.control(f"can't identify {card.gpu}", rm.client, "NV0000_CTRL_CMD_GPU_GET_ID_INFO_V2", gpuId=row.gpu_id)
         device = rm.alloc("the driver gives no access to it", 0, Class.NV01_DEVICE_0, deviceId=about.deviceInstance,
                           hClientShare=rm.client)
-        subdevice = rm.alloc("the driver gives no access to it", device, Class.NV20_SUBDEVICE_0,
-                             subDeviceId=about.subDeviceInstance)
+        return device, rm.alloc("the driver gives no access to it", device, Class.NV20_SUBDEVICE_0,
+                                subDeviceId=about.subDeviceInstance)
+
+    def _card(self, card: Card, row: driver.Card) -> None:
+        rm = self.rm
+        device, subdevice = self._objects(card, row)
 
         def ask(name: str, handle: int = subdevice, **fields: Any) -> Any:
             """What a control answers, None where this driver or this GPU does not have it."""
@@ -158,12 +179,43 @@ class _Survey:
             except DevrtError:
                 return None
 
+        card.modes = modes.ask(rm, device, subdevice)
+        if card.modes.split:
+            self._parts(card, row, ask)
         self._modes(card, ask, device)
         self._memory(card, ask)
         self._errors(card, ask)
         self._links(card, ask)
         if self.tables.branch in SHARED_DATA:
             self._live(card, device, subdevice)
+
+    def _parts(self, card: Card, row: driver.Card, ask: Callable[..., Any]) -> None:
+        """The instances of a card, by name where they can be used."""
+        assert card.modes is not None  # by the caller
+        shown = instances(self.system, row.minor)
+        memory = ask("NV2080_CTRL_CMD_FB_GET_INFO_V2", fbInfoListSize=1, fbInfoList=[{"index": FbInfo.TOTAL_RAM_SIZE}])
+        total = int(memory.fbInfoList[0].data) if memory is not None else 0
+        for one in shown:
+            needs = one.missing(self.system)
+            name = str(one).removeprefix("MIG ") if needs else self._part(card, row, one, total)
+            card.parts.append(Part(one.gpu, name, needs))
+        if not any(part.usable for part in card.parts):
+            card.closed = modes.nothing_to_use(card.modes, self.system, shown, row.pci)
+
+    def _part(self, card: Card, row: driver.Card, one: Instance, total_kib: int) -> str:
+        """An instance's name and UUID. What is subscribed to it is freed again."""
+        try:
+            device, subdevice = self._objects(card, row)
+            try:
+                taken = subscribe(self.system, self.rm, subdevice, one, str(card.gpu))
+                uuid = self.rm.control("", taken.compute, "NVC638_CTRL_CMD_GET_UUID")
+                name = title(self.rm, subdevice, taken, one, total_kib).removeprefix("MIG ")
+            finally:
+                self.rm.free(0, device)
+        except DevrtError as error:
+            return f"{one} ({error.evidence})"
+        text = bytes(self.tables.nvrm.ffi.buffer(uuid.uuidStr)).partition(b"\0")[0].decode("ascii", "replace")
+        return f"{name} ({text})"
 
     def _modes(self, card: Card, ask: Callable[..., Any], device: int) -> None:
         if (kept := ask("NV0080_CTRL_CMD_GPU_QUERY_SW_STATE_PERSISTENCE", device)) is not None:

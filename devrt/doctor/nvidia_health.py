@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from devrt.doctor import nvidia_modes as modes
 from devrt.doctor import nvidia_tables as tables
 from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader
 from devrt.doctor.nvidia import Card, Nvidia
@@ -245,7 +246,8 @@ def _letter(found: tuple[int, int] | None) -> str:
 
 
 CHECKS: dict[str, Callable[[Card], Iterator[Verdict]]] = {
-    "nvidia-firmware": _firmware, "nvidia-persistence": _persistence, "nvidia-mode": _mode, "nvidia-memory": _memory,
+    "nvidia-firmware": _firmware, "nvidia-persistence": _persistence, "nvidia-mode": _mode, "nvidia-mig": modes.split,
+    "nvidia-confidential": modes.confidential, "nvidia-virtual": modes.virtual, "nvidia-memory": _memory,
     "nvidia-ecc": _ecc, "nvidia-rows": _rows, "nvidia-power": _power, "nvidia-temperature": _temperature,
     "nvidia-clocks": _clocks, "nvidia-throttling": _throttling, "nvidia-recovery": _recovery, "nvidia-nvlink": _nvlink,
     "nvidia-fabric": _fabric,

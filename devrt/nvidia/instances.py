@@ -40,6 +40,18 @@ class Instance(NamedTuple):
         return next((node for node in self.nodes if not system.access(node, os.R_OK)), "")
 
 
+class Refusal(NamedTuple):
+    """Why a GPU, or its instance, can't be used; `what` follows its name."""
+
+    kind: type[DevrtError]
+    what: str
+    evidence: str
+    remedy: str
+
+    def error(self, name: str) -> DevrtError:
+        return self.kind(f"{name} {self.what}", evidence=self.evidence, remedy=self.remedy)
+
+
 def instances(system: System, minor: int) -> list[Instance]:
     """The compute instances of a card that /proc shows, whoever may use them. A sandbox or a container may show none."""
     folder, found = f"{CAPABILITIES}/gpu{minor}/mig", []
@@ -98,11 +110,12 @@ def _take(system: System, rm: ResourceManager, parent: int, instance: Instance, 
     try:
         fd = system.open(node, os.O_RDONLY)
     except OSError as error:
-        raise no_node(instance, name, node, errno_name(error.errno or 0), error.errno in (errno.EACCES, errno.EPERM)) from error
+        forbidden = error.errno in (errno.EACCES, errno.EPERM)
+        raise no_node(instance, node, errno_name(error.errno or 0), forbidden).error(name) from error
     try:
         return rm.alloc(what, parent, cls, capDescriptor=fd, **fields)
     except PermissionDenied as error:
-        raise no_node(instance, name, node, error.evidence, True) from error
+        raise no_node(instance, node, error.evidence, True).error(name) from error
     except (InvalidArgument, Unsupported) as error:
         raise DeviceNotFound(f"{what} is not there any more", evidence=error.evidence,
                              remedy="`devrt devices` lists the instances there are now") from error
@@ -110,15 +123,14 @@ def _take(system: System, rm: ResourceManager, parent: int, instance: Instance, 
         system.close(fd)  # the driver keeps a descriptor of its own
 
 
-def no_node(instance: Instance, name: str, node: str, evidence: str, forbidden: bool) -> DevrtError:
-    """The error of who wants an instance and can't open one of its nodes."""
-    kind = PermissionDenied if forbidden else DeviceNotFound
+def no_node(instance: Instance, node: str, evidence: str, forbidden: bool) -> Refusal:
+    """What is said to who wants an instance and can't open one of its nodes."""
     file = instance.files[instance.nodes.index(node)]
     mend = f"sudo chmod a+r {node}" if forbidden else f"sudo nvidia-modprobe -f {file} makes it"
-    return kind(f"{name} is split into instances (MIG), and this process may not use {str(instance).removeprefix('MIG ')}: it "
-                f"needs {node}", evidence=f"{node}: {evidence}",
-                remedy=f"{mend}; in a container, pass the instance to it: NVIDIA_VISIBLE_DEVICES=MIG-.. (`nvidia-smi -L` has the "
-                       f"UUIDs), or --device for {' and '.join(instance.nodes)}")
+    return Refusal(PermissionDenied if forbidden else DeviceNotFound,
+                   f"is split into instances (MIG), and this process can't open {node}, which {instance} needs",
+                   f"{node}: {evidence}", f"{mend}; in a container, pass the instance to it: NVIDIA_VISIBLE_DEVICES=MIG-.. "
+                   f"(`nvidia-smi -L` has the UUIDs), or --device for {' and '.join(instance.nodes)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

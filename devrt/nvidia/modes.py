@@ -13,7 +13,7 @@ from devrt.device import DeviceNotFound, DevrtError, PermissionDenied, Unsupport
 from devrt.ioctl.nv_classes import Class
 from devrt.ioctl.nv_modes import CAPABILITIES, WHOLE_GPU, Feature, GpuInfo, MigMode, MultiGpu, Virtualization
 from devrt.ioctl.system import System
-from devrt.nvidia.instances import Instance, no_node
+from devrt.nvidia.instances import Instance, Refusal, no_node
 from devrt.nvidia.rm import ResourceManager
 
 _TOOL = "sudo python3 nvidia_gpu_tools.py --gpu-bdf={pci}"
@@ -35,6 +35,7 @@ VIRTUAL: Mapping[int, tuple[str, str]] = {
 class Confidential:
     """Of all GPUs of the machine. `ready`: whether they take work, which they do once they were attested."""
 
+    capable: bool
     feature: int
     multi: int
     devtools: bool
@@ -44,15 +45,16 @@ class Confidential:
     def on(self) -> bool:
         return self.feature != Feature.DISABLED or self.multi != MultiGpu.NONE
 
-    def name(self) -> str:
-        return (_PPCIE if self.multi == MultiGpu.PROTECTED_PCIE else _CC)[0]
-
-    def remedy(self, pci: str) -> str:
-        return (_PPCIE if self.multi == MultiGpu.PROTECTED_PCIE else _CC)[1].format(pci=pci)
+    def refusal(self, pci: str) -> Refusal:
+        """The GPU's memory is closed to the host, devtools or not, and copies have to be encrypted through pages that virtual
+        machine and GPU share. devrt does neither."""
+        name, off = _PPCIE if self.multi == MultiGpu.PROTECTED_PCIE else _CC
+        return Refusal(Unsupported, f"is in {name} mode, in which devrt can't use it", self.evidence(),
+                       f"on the host, switch it off: {off.format(pci=pci)} (github.com/NVIDIA/gpu-admin-tools)")
 
     def evidence(self) -> str:
-        return (f"ccFeature {self.feature}, multiGpuMode {self.multi}, devtools {'on' if self.devtools else 'off'}, "
-                f"{'GPUs take work' if self.ready else 'GPUs wait to be attested'}")
+        more = f", devtools {'on' if self.devtools else 'off'}, GPUs {'take work' if self.ready else 'wait to be attested'}"
+        return f"ccFeature {self.feature}, multiGpuMode {self.multi}{more if self.on else ''}"
 
 
 @dataclass(frozen=True)
@@ -113,42 +115,32 @@ def _confidential(rm: ResourceManager) -> Confidential | None:
             rm.free(0, handle)
     except DevrtError:
         return None
-    return Confidential(int(caps.ccFeature), int(caps.multiGpuMode), bool(caps.devToolsMode), bool(state.bAcceptClientRequest))
+    return Confidential(bool(caps.gpusCapability), int(caps.ccFeature), int(caps.multiGpuMode), bool(caps.devToolsMode),
+                        bool(state.bAcceptClientRequest))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What they forbid
 
 
-def check_confidential(modes: Modes, name: str, pci: str) -> None:
-    """Raises Unsupported: the GPU's memory is closed to the host, devtools or not, and copies have to be encrypted through pages
-    that virtual machine and GPU share. devrt does neither."""
-    found = modes.confidential
-    if found is not None and found.on:
-        raise Unsupported(f"{name} is in {found.name()} mode, in which devrt can't use it", evidence=found.evidence(),
-                          remedy=f"on the host, switch it off: {found.remedy(pci)} (github.com/NVIDIA/gpu-admin-tools)")
-
-
-def nothing_to_use(modes: Modes, system: System, shown: list[Instance], name: str, pci: str) -> DevrtError:
+def nothing_to_use(modes: Modes, system: System, shown: list[Instance], pci: str) -> Refusal:
     """Why no instance of a GPU in MIG mode can be used: there is none, none is shown, or its nodes are closed to this process."""
     evidence = "MIG mode is on" if modes.gpu_instances is None else (
         f"MIG mode is on, GPU instances: {', '.join(map(str, modes.gpu_instances)) or 'none'}")
     if shown:
         node = shown[0].missing(system)
         forbidden = system.stat(node).exists
-        return no_node(shown[0], name, node, f"{'no permission' if forbidden else 'not there'}; {evidence}", forbidden)
+        return no_node(shown[0], node, f"{'no permission' if forbidden else 'not there'}; {evidence}", forbidden)
     off = f"sudo nvidia-smi -i {pci} -mig 0 switches MIG mode off"
     if modes.gpu_instances == ():
-        return DeviceNotFound(f"{name} is in MIG mode, and has not been split into instances", evidence=evidence,
-                              remedy=f"sudo nvidia-smi mig -i {pci} -cgi SIZE -C makes one (nvidia-smi mig -lgip lists sizes); "
-                                     f"{off}")
+        return Refusal(DeviceNotFound, "is in MIG mode, and has not been split into instances", evidence,
+                       f"sudo nvidia-smi mig -i {pci} -cgi SIZE -C makes one (nvidia-smi mig -lgip lists sizes); {off}")
     if not system.stat(CAPABILITIES).exists:
-        return DeviceNotFound(f"{name} is split into instances (MIG), and this process is shown none of them",
-                              evidence=f"{evidence}; {CAPABILITIES} is not there",
-                              remedy="in a container, pass an instance to it: NVIDIA_VISIBLE_DEVICES=MIG-.. (`nvidia-smi -L` on "
-                                     f"the host has the UUIDs); {off}")
-    return DeviceNotFound(f"{name} is in MIG mode, and its GPU instances have no compute instance", evidence=evidence,
-                          remedy=f"sudo nvidia-smi mig -i {pci} -cci makes one in each; {off}")
+        return Refusal(DeviceNotFound, "is split into instances (MIG), and this process is shown none of them",
+                       f"{evidence}; {CAPABILITIES} is not there", "in a container, pass an instance to it: "
+                       f"NVIDIA_VISIBLE_DEVICES=MIG-.. (`nvidia-smi -L` on the host has the UUIDs); {off}")
+    return Refusal(DeviceNotFound, "is in MIG mode, and its GPU instances have no compute instance that this process can see",
+                   evidence, f"sudo nvidia-smi mig -i {pci} -cci makes one in each; {off}")
 
 
 def explained(error: DevrtError, modes: Modes) -> DevrtError:

@@ -69,7 +69,8 @@ class Objects:
         self.subdevice = rm.alloc(f"can't make a subdevice of {name}", self.device, Class.NV20_SUBDEVICE_0,
                                   subDeviceId=about.subDeviceInstance)
         self.modes = modes.ask(rm, self.device, self.subdevice)
-        modes.check_confidential(self.modes, name, self.card.pci)
+        if self.modes.confidential is not None and self.modes.confidential.on:
+            raise self.modes.confidential.refusal(self.card.pci).error(name)
         self._check_mode()
         if self.card.instance is not None or self.modes.split:
             self._take_part()
@@ -94,7 +95,7 @@ class Objects:
         shown = [card.instance] if card.instance is not None else instances(driver.system, card.minor)
         instance = next((one for one in shown if not one.missing(driver.system)), None)
         if instance is None:
-            raise modes.nothing_to_use(self.modes, driver.system, shown, name, card.pci)
+            raise modes.nothing_to_use(self.modes, driver.system, shown, card.pci).error(name)
         for other in [device.objects for device in driver.devices.values()]:
             if other.card.minor == card.minor and other.instance is not None and other.instance.gpu == instance.gpu:
                 raise InvalidArgument(f"{other.name} is open here, another compute instance of GPU instance {instance.gpu}",

@@ -39,8 +39,9 @@ def test_a_healthy_card_of_every_branch_has_a_finding_a_check(version: str) -> N
     finally:
         system.shut_down()
     assert found == dict.fromkeys(
-        ("nvidia-version", "nvidia-firmware", "nvidia-persistence", "nvidia-mode", "nvidia-memory", "nvidia-ecc", "nvidia-rows",
-         "nvidia-power", "nvidia-temperature", "nvidia-clocks", "nvidia-throttling", "nvidia-nvlink", "nvidia-links"), "ok")
+        ("nvidia-version", "nvidia-firmware", "nvidia-persistence", "nvidia-mode", "nvidia-mig", "nvidia-confidential",
+         "nvidia-memory", "nvidia-ecc", "nvidia-rows", "nvidia-power", "nvidia-temperature", "nvidia-clocks", "nvidia-throttling",
+         "nvidia-nvlink", "nvidia-links"), "ok")
 
 
 def test_nothing_is_left_open(machine: VirtualSystem) -> None:

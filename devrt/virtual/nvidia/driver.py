@@ -113,13 +113,15 @@ class NvidiaDriver:
         """What a descriptor of a node is from now on, and the file of pages that it must be a duplicate of. Raises OSError:
         ENOENT, EIO."""
         with self.lock:
+            if path not in self.tree.nodes:
+                fail(errno.ENOENT, path)
             if path == "/dev/nvidiactl":
                 return NodeFile(client), self.pool.file.fd
             if path in ("/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"):
                 space = UvmFile(client)
                 self.spaces.append(space)
                 return space, self.pool.file.fd
-            if path.startswith(f"{NODES}/") and path in self.tree.nodes:
+            if path.startswith(f"{NODES}/"):
                 return CapabilityFile(client, self.tree.nodes[path][1]), self.pool.file.fd
             for card in self.cards:
                 if path == f"/dev/nvidia{card.node.index}":
