@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import itertools
 import struct
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -124,7 +125,8 @@ class GpuCommandList(Recorder, abc.ABC):
     def dispatch(self, program: Program, arguments: Sequence[Buffer | int], groups: int) -> int:
         if not isinstance(program, self.programs) or program.device is not self.device:
             raise InvalidArgument(f"{program!r} is no program of this device", remedy="load it with this device's load()")
-        program.check()
+        if program.closed:
+            program.check()
         if not isinstance(groups, int) or not 0 <= groups < self.max_groups:
             raise InvalidArgument(f"{program.name}: groups must be an int from 0 to 2^{self.max_groups.bit_length() - 1} - 1, "
                                   f"not {groups!r}")
@@ -137,7 +139,7 @@ class GpuCommandList(Recorder, abc.ABC):
         offset = len(self._arguments)
         for at, argument in enumerate(arguments):
             self._place(offset + 8 * at, argument)
-        self._arguments += struct.pack(f"<{len(values)}Q", *values)
+        self._arguments += array("Q", values)
         self._arguments += bytes(-len(self._arguments) % self.alignment)
         return self._append(Dispatch(program, groups, offset, len(values)))
 

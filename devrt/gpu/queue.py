@@ -89,15 +89,16 @@ class GpuQueue(abc.ABC):
         `profile` receives the time of every command. Blocks while the ring is full; DeviceHang when it stays full
         for 30 s without progress. Nothing is queued when an argument is wrong (InvalidArgument).
         """
-        if not isinstance(commands, GpuCommandList) or commands.device is not self.device:
+        device = self.device
+        if not isinstance(commands, device.lists) or commands.device is not device:
             raise InvalidArgument(f"{commands!r} is no command list of this device", remedy="use this device's command_list()")
         if commands.stale:
             commands.check()
         if profile is not None and not profile.fits(commands):
             raise InvalidArgument("the profile was made for another list", evidence=f"the list has {len(commands)} commands")
-        for awaited, value in (*wait, *signal):
-            self._check_signal(awaited, value)
-        device = self.device
+        if wait or signal:
+            for awaited, value in (*wait, *signal):
+                self._check_signal(awaited, value)
         instance = commands.instance(self._compute) if profile is None else commands.build(self._compute, profile.address)
         if not self._compute and any(segment.compute for segment in instance.segments):
             raise Unsupported("the transfer queue runs no kernels", remedy="submit the list to the compute queue")

@@ -47,7 +47,7 @@ class NvidiaCommandList(GpuCommandList):
         return "\n".join(parts)
 
     def build(self, compute: bool, stamps: int = 0) -> Instance:
-        made = Instance(self.device.command_memory)
+        device, made = self.device, Instance(self.device.command_memory)
         if not self._runs:
             return made
         data = bytearray()  # the methods, then the descriptors
@@ -57,9 +57,9 @@ class NvidiaCommandList(GpuCommandList):
             kernels = compute if run.kernels is None else run.kernels
             parts.append((kernels, self._methods(run, kernels, data, launches, clocks, stamps)))
         data += bytes(-len(data) % qmd.ALIGNMENT)
-        banks_at = len(data) + sum([command.program.descriptor_bytes for _, command in launches])
+        banks_at = len(data) + device.compute_engine.descriptor_bytes * len(launches)
         slots_at = banks_at + len(self._arguments)
-        made.block = self.device.command_memory.take(slots_at + STAMP_BYTES * len(clocks))
+        made.block = device.command_memory.take(slots_at + STAMP_BYTES * len(clocks))
         base = made.block.address  # of a whole page
         for at, command in launches:
             _LAUNCH.pack_into(data, at, base + len(data) >> 8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from array import array
 
+from devrt.nvidia import qmd
 from devrt.nvidia.fields import AMPERE
 from devrt.nvidia.methods import COMPUTE_SUBCHANNEL, COPY_SUBCHANNEL, Pcas, Semaphore, Transfer
 from devrt.nvidia.pushbuffer import Push
@@ -74,6 +75,7 @@ class ComputeEngine(Engine):
         start.compute("INVALIDATE_SHADER_CACHES_NO_WFI", instruction=1, global_data=1, constant=1)
         between.compute("WAIT_FOR_IDLE", 0)
         self.start, self.between, self.launch = start.words.tobytes(), between.words.tobytes(), self._launch()
+        self.descriptor_bytes = -(-qmd.nbytes(sm) // qmd.ALIGNMENT) * qmd.ALIGNMENT
 
     def _launch(self) -> bytes:
         """The methods that start a descriptor, with a hole where its address >> 8 goes: a multiple of 256 below 2^40. The

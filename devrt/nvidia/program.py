@@ -43,6 +43,8 @@ _GRID, _BANK = struct.Struct("<I"), struct.Struct("<Q")
 class NvidiaProgram(GpuProgram):
     """One kernel, in the GPU's memory. Arguments are 8 bytes each, in order. `block` is (x, y, z) threads."""
 
+    device: NvidiaDevice
+
     def __init__(self, device: NvidiaDevice, image: bytes, entry: str) -> None:
         super().__init__(device, entry)
         found = read(image)
@@ -92,12 +94,8 @@ class NvidiaProgram(GpuProgram):
         _GRID.pack_into(data, self._layout.grid, groups)
         return data
 
-    @property
-    def descriptor_bytes(self) -> int:
-        return len(self._descriptor)
-
     def descriptor(self, groups: int, arguments: int) -> bytearray:
-        """The launch descriptor of `groups` blocks with arguments at that address, to a multiple of qmd.ALIGNMENT bytes."""
+        """The launch descriptor of `groups` blocks with arguments at that address, in the engine's `descriptor_bytes`."""
         data = bytearray(self._descriptor)
         _GRID.pack_into(data, self._grid_at, groups)
         _BANK.pack_into(data, self._bank_at, self._bank | arguments - self._layout.params >> self._bank_shift)
@@ -149,7 +147,7 @@ class NvidiaProgram(GpuProgram):
         place = table.place("constant_buffer_addr_0")
         self._grid_at, self._bank_at, self._bank_shift = table.place("grid_width").lsb // 8, place.lsb // 8, place.shift
         self._bank, = _BANK.unpack_from(data, self._bank_at)  # what stands around the address
-        return data + bytes(-len(data) % qmd.ALIGNMENT)
+        return data.ljust(self.device.compute_engine.descriptor_bytes, b"\0")
 
     def _blocks_at_once(self) -> int:
         """That an SM's registers and warps have room for."""

@@ -17,7 +17,8 @@ from devrt.amd.program import AmdProgram, Descriptor, launch
 from devrt.compiler import lir
 from devrt.compiler.dtypes import float32
 from devrt.compiler.llvm import amdgcn
-from devrt.device import CompileError, DevrtError, InvalidArgument, Placement
+from devrt.device import CompileError, DeviceHang, DeviceLost, DevrtError, InvalidArgument, Placement
+from devrt.gpu import queue as queues
 from devrt.virtual.amd.dispatch import Dispatch
 
 Opened = Callable[..., AmdDevice]
@@ -154,6 +155,31 @@ def test_relocations_by_hand() -> None:
     assert struct.unpack_from("<q", content, kd + 16)[0] == entry - kd
     with pytest.raises(CompileError, match="relocation type"):
         code.content(base, {})
+
+
+def test_what_is_cut_short_between_engines_ends_the_device(opened: Opened, dispatches: list[Dispatch],
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel was started, its copies find no room: nobody can take that back."""
+    device = opened("gfx1100")
+    monkeypatch.setattr(queues, "FULL_RING_TIMEOUT_S", 0.1)
+    program, buffer, other, go = device.load(image("gfx1100"), "add"), device.alloc(4096), device.alloc(4096), device.signal()
+    many, both = device.command_list(), device.command_list()
+    both.dispatch(program, [buffer] * 3, 1)
+    for _ in range(2000):
+        many.copy(other, buffer, 64)
+        both.copy(other, buffer, 64)
+    device.compute.submit(many, wait=[(go, 1)])
+    with pytest.raises(DeviceHang, match="stayed full"):
+        for _ in range(100):
+            device.compute.submit(many)
+    assert device.failure is None
+    with pytest.raises(DeviceHang, match="stayed full"):
+        device.compute.submit(both)
+    with pytest.raises(DeviceLost, match="cut short") as caught:
+        device.compute.submit(many)
+    assert "stayed full" in caught.value.evidence and caught.value.remedy
+    with pytest.raises(DeviceLost):
+        device.compute.wait(1, 1)
 
 
 @pytest.mark.parametrize("gfx", TARGETS)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from devrt.amd import commands as lists
 from devrt.amd import queue as queues
 from devrt.amd.commands import AmdCommandList
 from devrt.amd.device import AmdDevice
@@ -52,6 +56,30 @@ def test_a_copy_is_as_few_packets_as_the_limit_allows() -> None:
     assert engine.copy(0, 0, 0) == []
 
 
+@given(st.lists(st.integers(1, 16), min_size=30, max_size=200))
+def test_packets_wrap_as_wholes(counts: list[int]) -> None:
+    """Packets of any length, the last of which may end where the ring does; an engine that reads the ring sees them in order."""
+    ring = object.__new__(queues.Ring)
+    ring.size, ring.memory = 32, memoryview(bytearray(128))
+    ring.engine = SimpleNamespace(padding=0xFFFF)  # type: ignore[assignment]
+    ring.put = ring.told = ring.tail = 0
+    written: list[list[int]] = []
+    seen: list[int] = []
+    for n, count in enumerate(counts):
+        packet = [1 + n] * count
+        at = ring.write(struct.pack(f"<{count}I", *packet))
+        if at < 0:  # the engine reads all
+            memory = struct.unpack("<32I", ring.memory)
+            seen += [memory[place % 32] for place in range(ring.tail, ring.put) if memory[place % 32] != 0xFFFF]
+            ring.retire(ring.put)
+            at = ring.write(struct.pack(f"<{count}I", *packet))
+        assert 0 <= at <= 32 - count and ring.put - ring.tail < 32
+        written.append(packet)
+    memory = struct.unpack("<32I", ring.memory)
+    seen += [memory[place % 32] for place in range(ring.tail, ring.put) if memory[place % 32] != 0xFFFF]
+    assert seen == [word for packet in written for word in packet]
+
+
 def test_many_submissions_wrap_the_ring(device: AmdDevice) -> None:
     commands, memory = stamps(device)
     first = device.compute._home.put
@@ -84,6 +112,20 @@ def test_more_copies_than_a_ring_holds(device: AmdDevice) -> None:
     assert 28 * len(commands) > queues.COPY_RING_BYTES
     device.transfer.wait(device.transfer.submit(commands), 60)
     assert bytes(target.host()) == pattern.tobytes()
+
+
+def test_copies_and_stamps_in_groups_are_whole_packets(device: AmdDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (queues, lists):
+        monkeypatch.setattr(module, "MAX_WRITE", 1000)
+    source, target = device.alloc(4096, Placement.HOST), device.alloc(4096, Placement.HOST)
+    source.host()[:] = np.random.default_rng(4).integers(0, 256, 4096, np.uint8).data
+    commands = device.command_list()
+    for at in range(0, 4096, 64):
+        commands.copy(target, source, 64, at, at)
+    profile = device.profile(commands)
+    device.transfer.wait(device.transfer.submit(commands, profile=profile), 30)
+    assert bytes(target.host()) == bytes(source.host())
+    assert len(profile.durations_ns) == 64 and min(profile.durations_ns) >= 0
 
 
 def test_a_full_ring_blocks_and_goes_on(device: AmdDevice) -> None:
