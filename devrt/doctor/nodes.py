@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from devrt.amd.driver import MAJOR, MINOR
 from devrt.doctor.amd import Amd, render_nodes
-from devrt.doctor.findings import ERROR, OK, WARNING, Finding, Reader
+from devrt.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, Reader
 from devrt.doctor.gpus import KGSL, Gpu
 from devrt.doctor.hardware import KFD_FEATURES
 from devrt.ioctl import drm, kfd
@@ -21,13 +21,15 @@ MSM_DRIVERS = ("msm", "msm_dpu", "adreno")  # names of the platform driver behin
 
 @dataclass(frozen=True)
 class Node:
-    """A node that must be there. `create` makes it by hand where no udev rule does; `subsystem` is for such a rule."""
+    """A node that must be there, unless it is `withheld`: a container may have the nodes of some GPUs. `create` makes it by hand
+    where no udev rule does; `subsystem` is for such a rule."""
 
     path: str
     owner: str
     create: str
     subsystem: str
     opened: bool = True  # False where opening alone starts the GPU, which takes seconds
+    withheld: bool = False
 
 
 def expected(reader: Reader, gpus: list[Gpu], amd: Amd) -> list[Node]:
@@ -43,7 +45,9 @@ def expected(reader: Reader, gpus: list[Gpu], amd: Amd) -> list[Node]:
     nodes += [Node(path, owner, udev, "drm") for path, owner in render.items()]
     if nvidia:
         nodes.append(Node("/dev/nvidiactl", "NVIDIA's driver", "sudo mknod -m 666 /dev/nvidiactl c 195 255", "nvidia"))
-        nodes += [_nvidia_gpu(reader, gpu, index) for index, gpu in enumerate(nvidia)]
+        ours = [_nvidia_gpu(reader, gpu, index) for index, gpu in enumerate(nvidia)]
+        there = {node.path for node in ours if reader.exists(node.path)}
+        nodes += [replace(node, withheld=bool(there) and node.path not in there) for node in ours]
         major = re.search(r"^\s*(\d+) nvidia-uvm$", reader.text("/proc/devices") or "", re.MULTILINE)
         create = f"sudo mknod -m 666 /dev/nvidia-uvm c {major[1]} 0" if major else "sudo modprobe nvidia-uvm"
         nodes.append(Node("/dev/nvidia-uvm", "NVIDIA's memory driver", create, "nvidia-uvm"))
@@ -67,6 +71,9 @@ def _check(reader: Reader, node: Node) -> Finding:
     except OSError as error:
         return Finding("node", ERROR, f"{node.path} can't be looked at", errno_name(error.errno or 0),
                        f"open the way to it: sudo chmod a+rx {node.path.rpartition('/')[0]}")
+    if not found.exists and node.withheld:
+        return Finding("node", NOTE, f"{node.path} is not there, but other GPUs' nodes are: {node.owner} is not for this process",
+                       "ENOENT", f"if it is meant to be: {node.create}; in a container, pass the node to it")
     if not found.exists:
         return Finding("node", ERROR, f"{node.path} is missing: {node.owner} can't be reached", "ENOENT", node.create)
     if not found.is_device:

@@ -80,6 +80,7 @@ class Card:
     modes: modes.Modes | None = None
     parts: list[Part] = field(default_factory=list)
     closed: Refusal | None = None  # why no part of a split GPU can be used
+    there: bool = True  # whether its node is
     failure: DevrtError | None = None
 
 
@@ -109,7 +110,7 @@ def check(nvidia: Nvidia) -> Iterator[Finding]:
         yield Finding("nvidia-driver", WARNING, f"how NVIDIA's GPUs are is unknown: {nvidia.failure.what}",
                       nvidia.failure.evidence, nvidia.failure.remedy)
     for card in nvidia.cards:
-        if card.failure is not None:
+        if card.failure is not None and card.there:  # the checks of nodes tell of one that is not
             failure = card.failure
             yield Finding("nvidia-driver", ERROR, f"{card.gpu}: {failure.what}", failure.evidence, failure.remedy)
         if card.about.get("GPU Excluded") == "Yes":
@@ -151,7 +152,7 @@ class _Survey:
                     self._card(card, row)
                     self.ids[card.gpu.address] = row.gpu_id
                 except DevrtError as error:
-                    card.failure = error
+                    card.failure, card.there = error, self.system.stat(row.node).exists
             self._peers()
         finally:
             for fd in reversed(fds):  # closing the control node frees the client's objects

@@ -30,6 +30,21 @@ def said(query: str, *gone: str) -> list[Finding]:
         system.shut_down()
 
 
+def test_a_container_with_one_of_two_gpus() -> None:
+    system = make_system(parse_uri("virtual:nvidia/2xh200"))
+    (driver,) = system.drivers
+    assert isinstance(driver, NvidiaDriver)
+    try:
+        del driver.tree.nodes["/dev/nvidia0"]
+        driver.tree.index()
+        found = diagnose(system)
+    finally:
+        system.shut_down()
+    note = only(found, "note", "node")
+    assert "/dev/nvidia0" in note.what and "not for this process" in note.what and "container" in note.remedy
+    assert not any(str(finding.severity) == "error" for finding in found if finding.check in ("node", "nvidia-driver"))
+
+
 def only(found: list[Finding], severity: str, check: str) -> Finding:
     (one,) = (finding for finding in found if str(finding.severity) == severity and finding.check == check)
     return one
