@@ -6,7 +6,8 @@ are narrow values again, one instruction on pairs does for both; from its operan
 rounded as a pair, or put together from two halves.
 
 `plan` gives a block's instructions in the order in which they are to be written, a Pair in place of the two casts: at the first
-of them, what the second needs having moved up. An instruction whose result only a pair took is left out.
+of them, what the second needs having moved up. An instruction whose result only a pair took is left out. Where something branches
+in the block, which no access to memory is merged across, loads come first and stores last.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from devrt.compiler.lir import Inst, Reg
 HALVES = (dt.float16, dt.bfloat16)
 OPS = ("add", "sub", "mul", "max", "min")
 _FIXED = ("store", "barrier", "loop", "mma")  # these keep their order, and loads of what is written somewhere theirs among them
+_BRANCHES = ("when", "div", "sqrt")  # float32's and float64's quotients and roots may have rare cases
 Supported = Callable[[DType], bool]
 
 
@@ -64,18 +66,17 @@ Step = Inst | Pair
 def plan(block: list[Inst], writers: dict[Reg, Inst], uses: Counter[Reg], written: set[int], supported: Supported) -> list[Step]:
     """The steps of `block`. `writers` and `uses` of all the program's registers; `written`: ids of the arrays that it stores to;
     `supported`: whether the machine has instructions on pairs of a type."""
-    if not any(i.op == "store" and i.args[1].dtype in HALVES for i in block):
-        return list(block)
     search = _Search(block, writers, supported)
     for a, b in _neighbours(block, writers):
         search.pair(a.args[1], b.args[1])
-    pairs = search.pairs
-    while pairs:
-        order = _Order(block, pairs, written)
+    pairs, sequence = search.pairs, _apart(block, written)
+    if not pairs and sequence is block:
+        return list(block)
+    while True:
+        order = _Order(block, sequence, pairs, written)
         if order.wrong is None:
             return _without_unused(order.steps, block, pairs, uses)
         pairs = {r: p for r, p in pairs.items() if p is not order.wrong}
-    return list(block)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,11 +225,18 @@ def _needs(step: Step) -> Iterator[Reg]:
         yield from i.args
 
 
-class _Order:
-    """Pairs at the first of their casts, and before them what they need. `wrong`: a pair that can't be there, because it needs
-    itself or something that must not move."""
+def _apart(block: list[Inst], written: set[int]) -> list[Inst]:
+    """Loads, what is computed, stores; as it is where nothing branches, or not all that is fixed are stores."""
+    if not any(i.op in _BRANCHES for i in block) or any(i.op != "store" and _is_fixed(i, written) for i in block):
+        return block
+    return sorted(block, key=lambda i: {"load": 0, "nibble": 0, "store": 2, "yield": 3}.get(i.op, 1))
 
-    def __init__(self, block: list[Inst], pairs: dict[Reg, Pair], written: set[int]) -> None:
+
+class _Order:
+    """The instructions in `sequence`, before each what it needs; pairs at the first of their casts. `wrong`: a pair that can't be
+    there, because it needs itself or something that must not move."""
+
+    def __init__(self, block: list[Inst], sequence: list[Inst], pairs: dict[Reg, Pair], written: set[int]) -> None:
         self.here = {r: i for i in block for r in i.out}
         self.pairs = pairs
         self.fixed = {id(i): n for n, i in enumerate(i for i in block if _is_fixed(i, written))}
@@ -236,7 +244,7 @@ class _Order:
         self.wrong: Pair | None = None
         self.done: set[int] = set()
         self.passed = 0
-        for i in block:
+        for i in sequence:
             if self.wrong is None:
                 self._reach(i)
 
@@ -286,7 +294,7 @@ def _without_unused(steps: list[Step], block: list[Inst], pairs: dict[Reg, Pair]
             left.update(step.reads)
     kept: list[Step] = []
     for step in reversed(steps):
-        if isinstance(step, Inst) and step.out and step.op not in ("loop", "when", "mma") and not any(left[r] for r in step.out):
+        if isinstance(step, Inst) and step.op not in ("loop", "when", "mma") and step.out and not any(left[r] for r in step.out):
             left.subtract(step.args)
         else:
             kept.append(step)

@@ -238,6 +238,7 @@ class Tables:
     decoupled: frozenset[str]
 
 
+_PREDICATE_WAW_120 = {("p.alu", "p.h16"): Cycles(6, 2)}  # by ptxas; else as before
 _DECOUPLED = frozenset(("dec", "agu", "cbu", "p.dec", "u.to", "b"))
 
 
@@ -257,7 +258,8 @@ def tables(sm: int) -> Tables:
     if sm < 100:
         return Tables(_hopper(_grid(_RAW_80, *predicates)), _like_alu(_grid(_WAW_80, *waw)), _like_alu(war),
                       _DECOUPLED | {"dmma"})
-    return Tables(_grid(_RAW_120, *predicates), _grid(_WAW_120, *waw), war, _DECOUPLED | {"f64", "p.f64", "dmma"})
+    return Tables(_grid(_RAW_120, *predicates), _grid(_WAW_120, *waw) | _PREDICATE_WAW_120, war,
+                  _DECOUPLED | {"f64", "p.f64", "dmma"})
 
 
 def _like_alu(grid: _Grid) -> _Grid:

@@ -31,7 +31,13 @@ def bytes_of(d: DType) -> int:
 def load(s: Selector, i: lir.Inst) -> None:
     assert i.mem is not None
     mask = s.truth(i.args[1]) if len(i.args) > 1 else None
-    r = read(s, i.mem, s.number(i.args[0]), mask)
+    at = s.number(i.args[0])
+    same = ("load", id(i.mem), at.const, at.terms)  # what nobody writes is loaded once
+    r = s.scopes[-1].get(same) if mask is None else None
+    if r is None:
+        r = read(s, i.mem, at, mask)
+        if mask is None and id(i.mem) not in s.written:
+            s.scopes[-1][same] = r
     s.define(i.out[0], _value(s, i.mem.dtype, r))
 
 

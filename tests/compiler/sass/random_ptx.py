@@ -38,6 +38,19 @@ mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%m0,%m1,%m2,%m3},{r,r,r,r},{r,r
 mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%c0,%c1,%c2,%c3},{r,r,r,r},{r,r},{%c0,%c1,%c2,%c3};
 mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%d0,%d1},{d},{d},{%d0,%d1};|cvt.rn.f16x2.f32 h,f,f;|cp.async.wait_all;
 S G and.b32 %t1,%t1,-16; and.b64 %a1,%a1,-16; cp.async.ca.shared.global [%t1],[%a1],16; cp.async.commit_group;"""
+# Pairs of halves and what stands around them, by the first generation that has them.
+HALVES = {75: """
+fma.rn.f16x2 h,h,h,h;|add.f16x2 h,h,h;|mul.f16x2 h,h,h;|sub.f16x2 h,h,h;|setp.lt.f16x2 p|p,h,h;|mov.b32 r,h;|mov.b32 h,r;
+set.gtu.u32.f16x2 h,h,h;|lop3.b32 h,h,h,r,0xd8;|prmt.b32 h,h,r,0x5410;|mov.b32 {%s0,%s1},h; cvt.f32.f16 f,%s0;
+set.nan.u32.f16x2 h,h,h;|and.b32 h,h,r;|mad.lo.s32 r,r,r,r;|fma.rn.f32 f,f,f,f;|add.s32 r,r,r;|add.f32 f,f,f;|abs.f16x2 h,h;
+cvt.rn.f16.f32 %s0,f; mov.b32 h,{%s0,%s1};|selp.b32 h,h,r,p;|@p add.f16x2 h,h,h;|@p add.s32 r,r,r;|mad.wide.s32 l,r,r,l;
+setp.gt.f32 p,f,f;|setp.lt.s32 p,r,r;|G ld.global.u32 h,[%a1];|G st.global.u32 [%a1],h;|mov.b32 h,f;|mov.b32 f,h;|cvt.u32.u64 r,l;
+""", 80: """
+max.NaN.f16x2 h,h,h;|min.f16x2 h,h,h;|max.NaN.bf16x2 h,h,h;|fma.rn.bf16x2 h,h,h,h;|cvt.rn.bf16x2.f32 h,f,f;
+cvt.rn.f16x2.f32 h,f,f;|min.bf16x2 h,h,h;|max.NaN.f16x2 h,h,h;|fma.rn.relu.f16x2 h,h,h,h;
+""", 90: """
+add.rn.bf16x2 h,h,h;|mul.rn.bf16x2 h,h,h;|set.gtu.u32.bf16x2 h,h,h;
+"""}
 KINDS = {"f": 24, "r": 24, "p": 5, "l": 8, "d": 6, "h": 8, "u": 4}
 
 
@@ -46,10 +59,12 @@ def lines(text: str) -> list[str]:
     return [x if x.endswith(";") else x + ";" for line in text.strip().splitlines() for x in line.rstrip(";").split(";|")]
 
 
-def module(seed: int, sm: int, length: int) -> str:
-    """A kernel with so many random instructions, in a loop where `seed` is odd."""
+def module(seed: int, sm: int, length: int, *, halves: bool = False) -> str:
+    """A kernel with so many random instructions, in a loop where `seed` is odd; `halves`: mostly on pairs of halves."""
     chance = random.Random(seed)
     templates = lines(COMMON) + (lines(SINCE_80) if sm >= 80 else [])
+    if halves:
+        templates = [template for first, text in HALVES.items() if sm >= first for template in lines(text)]
 
     def filled(template: str) -> str:
         words: list[str] = []
@@ -76,4 +91,5 @@ def module(seed: int, sm: int, length: int) -> str:
     body += [f"st.global.{kind} [%gp + {place}], {name};" for name, kind, place in everything]
     body += [f"selp.b32 %r0, 1, 0, %p{n}; st.global.u32 [%gp + {4200 + 4 * n}], %r0;" for n in range(5)]
     entry = f".visible .entry k{seed}(.param .u64 g, .param .u32 n, .param .u32 m, .param .u32 q)\n"
-    return HEAD.format(sm=min(sm, 80)) + entry + REGISTERS + "\n" + "\n".join(body) + "\nret;\n}\n"
+    head = HEAD.format(sm=min(sm, 90 if halves else 80))
+    return head + entry + REGISTERS + "\n" + "\n".join(body) + "\nret;\n}\n"
