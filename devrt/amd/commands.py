@@ -46,11 +46,13 @@ class AmdCommandList(GpuCommandList):
         """The packets of the list in GPU memory. `stamps`: the address of len(self) + 1 u64 that receive the clock before
         the first command and after each, for a profile."""
         device, made = self.device, Instance(self.device.host_memory)
-        data, launches = bytearray(), list[tuple[int, Dispatch]]()  # the compute segments, and where in them launches begin
+        data = bytearray()  # the compute segments
+        launches: list[tuple[int, Dispatch]] = []  # where in them launches begin
         parts: list[tuple[bool, Any]] = []  # (whether a compute engine runs it, its pieces or its packets)
         for run in self._runs:
             kernels = compute if run.kernels is None else run.kernels
-            parts.append((kernels, self._kernels(run, data, launches, stamps) if kernels else self._copies(run, stamps)))
+            parts.append((kernels, self._kernels(run, made, data, launches, stamps) if kernels
+                          else self._copies(run, made, stamps)))
         base, packet_bytes = 0, len(data)
         if packet_bytes:
             total = packet_bytes + len(self._arguments)
@@ -67,12 +69,12 @@ class AmdCommandList(GpuCommandList):
             if kernels:
                 part = tuple([device.compute_engine.indirect(base + start, end - start >> 2) for start, end in part])
             made.segments.append(Segment(kernels, part))
-        made.stamps = [(command, command.address) for command in self.commands if isinstance(command, Stamp)]
         if len(parts) == 1 and parts[0][0] and len(made.segments[0].packets) == 1:
             made.head, = made.segments[0].packets
         return made
 
-    def _kernels(self, run: Run, data: bytearray, launches: list[tuple[int, Dispatch]], stamps: int) -> list[tuple[int, int]]:
+    def _kernels(self, run: Run, made: Instance, data: bytearray, launches: list[tuple[int, Dispatch]],
+                 stamps: int) -> list[tuple[int, int]]:
         """Put the packets of a run behind `data`; the pieces that one INDIRECT_BUFFER can name."""
         engine, begun = self.device.compute_engine, False
         first, cuts = len(data), []
@@ -82,6 +84,7 @@ class AmdCommandList(GpuCommandList):
         for index in run.indexes:
             command = self.commands[index]
             if isinstance(command, Stamp):
+                made.stamps.append((command, command.address))
                 data += engine.stamp(command.address)
             elif isinstance(command, Dispatch) and command.groups:
                 if begun:
@@ -96,13 +99,15 @@ class AmdCommandList(GpuCommandList):
         data += bytes(-end % self.alignment)
         return pieces(first, cuts, end, 4 * pm4.MAX_IB_DWORDS)
 
-    def _copies(self, run: Run, stamps: int) -> tuple[bytes, ...]:
-        engine, packets = self.device.copy_engine, list[bytes]()
+    def _copies(self, run: Run, made: Instance, stamps: int) -> tuple[bytes, ...]:
+        engine = self.device.copy_engine
+        packets: list[bytes] = []
         if stamps and run.indexes[0] == 0:
             packets.append(engine.stamp(stamps))
         for index in run.indexes:
             command = self.commands[index]
             if isinstance(command, Stamp):
+                made.stamps.append((command, command.address))
                 packets.append(engine.stamp(command.address))
             elif isinstance(command, Copy):
                 packets += engine.copy(*command)

@@ -175,15 +175,16 @@ class AmdQueue(GpuQueue):
 
     def _put(self, ring: Ring, packets: Sequence[bytes]) -> None:
         """What fills much of a ring goes in groups, and the host waits for each."""
-        groups = grouped(packets, MAX_WRITE)
-        for group in groups:
-            self._append(ring, group)
-            if len(groups) > 1:
-                self._steps += 1
-                self._append(ring, ring.engine.fence(self._semaphore.address, self._steps))
-                ring.kick()
-                self._semaphore.wait(self._steps, FULL_RING_TIMEOUT_S)
-                ring.tail = ring.put
+        data = b"".join(packets)
+        if len(data) <= MAX_WRITE:
+            self._append(ring, data)
+            return
+        for group in grouped(packets, MAX_WRITE):
+            self._steps += 1
+            self._append(ring, group + ring.engine.fence(self._semaphore.address, self._steps))
+            ring.kick()
+            self._semaphore.wait(self._steps, FULL_RING_TIMEOUT_S)
+            ring.tail = ring.put
 
     def _append(self, ring: Ring, packets: bytes) -> None:
         if ring.write(packets) < 0:

@@ -51,7 +51,8 @@ class NvidiaCommandList(GpuCommandList):
         if not self._runs:
             return made
         data = bytearray()  # the methods, then the descriptors
-        launches, clocks = list[tuple[int, Dispatch]](), list[tuple[int, Stamp]]()  # where methods take an address
+        launches: list[tuple[int, Dispatch]] = []  # where methods take a descriptor's address
+        clocks: list[tuple[int, Stamp]] = []  # where they take a slot's
         parts = []
         for run in self._runs:
             kernels = compute if run.kernels is None else run.kernels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from amd_machines import TARGETS
@@ -19,7 +19,7 @@ from devrt.compiler.dtypes import float32
 from devrt.compiler.llvm import amdgcn
 from devrt.device import CompileError, DeviceHang, DeviceLost, DevrtError, InvalidArgument, Placement
 from devrt.gpu import queue as queues
-from devrt.virtual.amd.dispatch import Dispatch
+from devrt.virtual.amd.dispatch import Dispatch, Executor
 
 Opened = Callable[..., AmdDevice]
 KD = 0x40  # bytes of a kernel descriptor
@@ -65,8 +65,11 @@ def edited(data: bytes, offset: int, form: str, value: int) -> bytes:
 def dispatches(monkeypatch: pytest.MonkeyPatch) -> list[Dispatch]:
     """What the virtual command processor hands to the waves, which are not run."""
     seen: list[Dispatch] = []
-    from devrt.virtual.amd.dispatch import Executor
-    monkeypatch.setattr(Executor, "run", lambda self, dispatch, space: seen.append(dispatch))
+
+    def run(self: Executor, dispatch: Dispatch, space: object) -> Iterator[None]:
+        seen.append(dispatch)
+        return iter(())
+    monkeypatch.setattr(Executor, "run", run)
     return seen
 
 
