@@ -82,16 +82,17 @@ def plan(block: list[Inst], writers: dict[Reg, Inst], uses: Counter[Reg], writte
 # ---------------------------------------------------------------------------------------------------------------------
 # Neighbours
 
-_Form = tuple[tuple[tuple[int, int], ...], int]  # (register, factor).., constant
+_Form = tuple[frozenset[tuple[int, int]], int]  # (number of a value, factor).., constant
+_PURE = ("div", "rem", "and", "or", "xor", "shl", "shr", "min", "max", "cast", "group", "lane")
 
 
 def _neighbours(block: list[Inst], writers: dict[Reg, Inst]) -> Iterator[tuple[Inst, Inst]]:
     """Stores of elements 2n and 2n+1 behind something that is the same."""
-    forms: dict[Reg, _Form] = {}
+    indexes = _Indexes(writers)
     rows: dict[object, dict[int, Inst]] = {}
     for i in block:
         if i.op == "store" and i.args[1].dtype in HALVES:
-            terms, constant = _form(i.args[0], writers, forms)
+            terms, constant = indexes.form(i.args[0])
             rows.setdefault((id(i.mem), terms, i.args[2:]), {})[constant] = i
     for row in rows.values():
         for constant, first in row.items():
@@ -99,30 +100,40 @@ def _neighbours(block: list[Inst], writers: dict[Reg, Inst]) -> Iterator[tuple[I
                 yield first, row[constant + 1]
 
 
-def _form(r: Reg, writers: dict[Reg, Inst], known: dict[Reg, _Form]) -> _Form:
-    """An index as a sum of multiples of registers."""
-    if r not in known:
-        known[r] = _summed(r, writers, known)
-    return known[r]
+class _Indexes:
+    """Indexes as sums of multiples of values, which have a number each: the same one if they are computed in the same way."""
 
+    def __init__(self, writers: dict[Reg, Inst]) -> None:
+        self.writers = writers
+        self.known: dict[Reg, _Form] = {}
+        self.numbers: dict[object, int] = {}
 
-def _summed(r: Reg, writers: dict[Reg, Inst], known: dict[Reg, _Form]) -> _Form:
-    i = writers.get(r)
-    if i is not None and i.op == "const":
-        return (), int(i.attrs["value"])
-    if i is not None and i.op in ("add", "sub", "mul"):
-        (left, a), (right, b) = (_form(x, writers, known) for x in i.args)
-        if i.op == "mul" and not left:
-            left, a, right, b = right, b, left, a
-        if i.op != "mul":
+    def form(self, r: Reg) -> _Form:
+        if r not in self.known:
+            self.known[r] = self._summed(r)
+        return self.known[r]
+
+    def _summed(self, r: Reg) -> _Form:
+        i = self.writers.get(r)
+        if i is None or i.op not in ("const", "add", "sub", "mul", *_PURE) or r.dtype not in (dt.int32, dt.int64):
+            return self._value(r)
+        if i.op == "const":
+            return frozenset(), int(i.attrs["value"])
+        forms = [self.form(x) for x in i.args]
+        if i.op == "mul" and not (forms[0][0] and forms[1][0]):
+            (terms, constant), (_, factor) = sorted(forms, key=lambda form: not form[0])
+            return frozenset((t, f * factor) for t, f in terms if factor), constant * factor
+        if i.op in ("add", "sub"):
+            (left, a), (right, b) = forms
             sign = 1 if i.op == "add" else -1
-            terms = Counter(dict(left))
-            for register, factor in right:
-                terms[register] += sign * factor
-            return tuple(sorted((t, f) for t, f in terms.items() if f)), a + sign * b
-        if not right:
-            return tuple((t, f * b) for t, f in left if b), a * b
-    return ((r.id, 1),), 0
+            total = Counter(dict(left))
+            for term, factor in right:
+                total[term] += sign * factor
+            return frozenset((t, f) for t, f in total.items() if f), a + sign * b
+        return self._value((i.op, r.dtype, *forms))
+
+    def _value(self, key: object) -> _Form:
+        return frozenset([(self.numbers.setdefault(key, len(self.numbers)), 1)]), 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -221,3 +221,12 @@ def test_packed_code_of_ptxas(sm: int, count: int) -> None:
         theirs = witness.disassemble(code, sm)
         ours = [text(decode(int.from_bytes(code[n:n + 16], "little"), n, sm), sm) for n in range(0, len(code), 16)]
         assert [x for x in ours if "H" in x.split()[0]] == [x for x in theirs if "H" in x.split()[0]]
+
+
+def test_tiles_of_a_product_are_rounded_in_pairs() -> None:
+    """Their rows and columns are computed anew for each element, from quotients of the lane."""
+    half = devrt.zeros((1024, 1024), dtype=devrt.bfloat16).realize()
+    with devrt.fast():
+        (p,) = programs(90, half @ half.T)
+    count = counts([i for block in backend.machine_code(p, target.SassTarget(90)).blocks for i in block.instructions])
+    assert count["F2FP.BF16.F32.PACK_AB"] == count["STG.E"] == 16 and not count["SEL"] and not count["PRMT"]
