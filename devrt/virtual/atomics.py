@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
 
+from devrt.compiler.llvm.backend import llvm_lock
 from devrt.ioctl.system import view
 
 _TEXT = """
@@ -20,8 +20,18 @@ define i{0} @cas{0}(ptr %at, i{0} %old, i{0} %new) {{
 """
 
 
-@functools.lru_cache(maxsize=1)
-def _native() -> tuple[Any, dict[int, Any]]:
+_made: list[tuple[Any, dict[int, Any]]] = []  # the code and its functions: one for all threads, which must not lose it
+
+
+def _native() -> dict[int, Any]:
+    if not _made:
+        with llvm_lock:
+            if not _made:
+                _made.append(_make())
+    return _made[0][1]
+
+
+def _make() -> tuple[Any, dict[int, Any]]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     module = llvm.parse_assembly(_TEXT.format(32) + _TEXT.format(64))
@@ -35,7 +45,7 @@ def _native() -> tuple[Any, dict[int, Any]]:
 
 def update(host: int, nbytes: int, change: Callable[[int], int]) -> int:
     """Replace the unsigned number of 4 or 8 bytes at an address by change(number) in one step; returns what it was."""
-    swap = _native()[1][nbytes]
+    swap = _native()[nbytes]
     mask = (1 << 8 * nbytes) - 1
     old = int.from_bytes(view(host, nbytes), "little")
     while True:
