@@ -13,15 +13,16 @@ FAULT_VA = 64        # u64
 FAULT_KIND = 72      # u32: of KINDS
 FAULT_LANE = 76      # u32
 FAULT_PC = 80        # u64: virtual address of the instruction
-STOP = 88            # u64: host address of a byte that ends the launch when it is not 0
+SHARE = 88           # i64: branches backwards and blocks until the launch gives way
 CLOCK = 96           # u64: host address of the GPU's counter
 MATH = 104           # u64: host address of a table of C functions
 CODE = 112           # u64: virtual address of byte 0 of the code that was translated
 MARKS = 120          # u64: bits of memory.Access that an access leaves in its page's entry, beside its own
 
-DONE, BARRIER, FAULT = 0, 1, 2  # what a wave function returns
+DONE, BARRIER, FAULT, READY = 0, 1, 2, 3  # what a wave function returns; READY: it gave way
+GOOD, BAD, PAUSED = 0, 1, 2               # what `run` returns
 
-KINDS = {1: "not mapped", 2: "read-only", 3: "not executable", 4: "hang", 5: "stopped", 6: "outside LDS", 7: "outside scratch",
+KINDS = {1: "not mapped", 2: "read-only", 3: "not executable", 4: "hang", 6: "outside LDS", 7: "outside scratch",
          8: "misaligned", 9: "trap", 10: "missing wait", 11: "unsupported", 12: "outside shared memory",
          13: "outside local memory", 14: "outside constant bank", 15: "register out of range", 16: "illegal instruction",
          17: "deadlock", 18: "bad address", 19: "bad barrier", 20: "of another process"}

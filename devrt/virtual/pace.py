@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _TURN_S = 1e-3  # how long one queue may keep the engine while others wait
 _FIRST_STEPS = 1024
@@ -37,6 +39,36 @@ class Share:
             self.steps = max(self.steps // 2, 1)
         elif whole and seconds < _TURN_S / 2:
             self.steps *= 2
+
+
+class Gate:
+    """A lock that one thread takes again and again, turn by turn, and that others get before its next turn."""
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.RLock(), threading.Lock()
+        self._waiting = 0
+
+    @property
+    def wanted(self) -> bool:
+        return self._waiting > 0
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """For the others."""
+        with self._count:
+            self._waiting += 1
+        try:
+            with self._lock:
+                yield
+        finally:
+            with self._count:
+                self._waiting -= 1
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
 
 
 class Pace:

@@ -27,7 +27,7 @@ define internal void @set_{name}(ptr %c, {kind} %v) alwaysinline {{
 
 TEXT = "".join((
     field("root", at.PAGE_TABLE), field("page", at.CACHED_PAGE), field("cached", at.CACHED_ENTRY), field("budget", at.BUDGET),
-    field("stop", at.STOP), field("clock", at.CLOCK), field("math", at.MATH), field("va", at.FAULT_VA),
+    field("share", at.SHARE), field("clock", at.CLOCK), field("math", at.MATH), field("va", at.FAULT_VA),
     field("kind", at.FAULT_KIND, "i32"), field("lane", at.FAULT_LANE, "i32"), field("pc", at.FAULT_PC),
     field("code", at.CODE), field("marks", at.MARKS))) + f"""
 define internal i64 @leaf(ptr %c, i64 %page) noinline {{
@@ -228,18 +228,56 @@ done:
   ret i32 {at.FAULT}
 }}
 
-; counts a branch backwards: 0, or the kind of fault
+; one less until the launch gives way: whether it does
+define internal i1 @tire(ptr %c) alwaysinline {{
+  %t = call i64 @get_share(ptr %c)
+  %t2 = sub i64 %t, 1
+  call void @set_share(ptr %c, i64 %t2)
+  %r = icmp sle i64 %t2, 0
+  ret i1 %r
+}}
+
+; counts a branch backwards: 0, the kind of fault, or -1 where the launch gives way
 define internal i32 @spend(ptr %c) noinline {{
   %had = call i64 @get_budget(ptr %c)
   %left = sub i64 %had, 1
   call void @set_budget(ptr %c, i64 %left)
   %spent = icmp slt i64 %left, 0
-  %a = call i64 @get_stop(ptr %c)
-  %p = inttoptr i64 %a to ptr
-  %b = load volatile i8, ptr %p
-  %go = icmp eq i8 %b, 0
-  %stopped = select i1 %go, i32 0, i32 {KIND["stopped"]}
-  %r = select i1 %spent, i32 {KIND["hang"]}, i32 %stopped
+  %tired = call i1 @tire(ptr %c)
+  %way = select i1 %tired, i32 -1, i32 0
+  %r = select i1 %spent, i32 {KIND["hang"]}, i32 %way
   ret i32 %r
+}}
+"""
+
+_SLICE = 4096  # branches backwards until another wave of the block may run
+
+
+def giving_way(waves: str, used: int, status: int) -> str:
+    """`pass`, for blocks of as many waves as the function `waves` says; `used` and `status` are places in the context, where
+    branches are counted from when a wave began to run, and in a wave's state."""
+    return f"""
+; counts a branch backwards: 0, the kind of fault, or -1 where the wave gives way to others or with the launch
+define internal i32 @pass(ptr %c, ptr %state) noinline {{
+  %kind = call i32 @spend(ptr %c)
+  %p = getelementptr i8, ptr %c, i64 {used}
+  %n = load i32, ptr %p
+  %n2 = add i32 %n, 1
+  store i32 %n2, ptr %p
+  %w = call i32 @{waves}(ptr %c)
+  %several = icmp ugt i32 %w, 1
+  %long = icmp uge i32 %n2, {_SLICE}
+  %fine = icmp eq i32 %kind, 0
+  %other = and i1 %several, %long
+  %turn = and i1 %other, %fine
+  %tired = icmp eq i32 %kind, -1
+  %gives = or i1 %turn, %tired
+  br i1 %gives, label %over, label %on
+over:
+  %s = getelementptr i8, ptr %state, i64 {status}
+  store i32 {at.READY}, ptr %s
+  ret i32 -1
+on:
+  ret i32 %kind
 }}
 """

@@ -169,7 +169,7 @@ class Aql:
             rsrc2=kernel["compute_pgm_rsrc2"] | -(-lds // _LDS_UNIT) << _LDS_SHIFT, rsrc3=kernel["compute_pgm_rsrc3"],
             lds_bytes=lds, scratch_base=base, scratch_bytes_per_wave=scratch)
         try:
-            self.port.dispatch(dispatch)
+            yield from self.port.dispatch(dispatch)
         except WaveFault as fault:
             bits = next((b for word, b in _WAVE_FAULTS.items() if word in fault.kind), None)
             if bits is None:

@@ -15,6 +15,8 @@ from devrt.virtual.amd.isa import GENS, IllegalInstruction, Instruction
 from devrt.virtual.amd.translate import layout
 from devrt.virtual.amd.translate.kernel import Function
 from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Ranges
+from devrt.virtual.pace import Share
+from devrt.virtual.turns import Marks, Part, Room, take_turns
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Dispatch:
     wave: int  # threads of a wave, 32 or 64
     partial: tuple[int, int, int] = (0, 0, 0)
     start: tuple[int, int, int] = (0, 0, 0)
-    touched: Ranges | None = field(default=None, compare=False, repr=False)
+    touched: Ranges = field(default_factory=Ranges, compare=False, repr=False)
 
 
 class WaveFault(Exception):
@@ -52,23 +54,26 @@ _BUDGET = 1 << 30  # branches backwards before a wave counts as hung
 
 
 class Executor:
-    """Runs the waves of dispatches on one GPU, one dispatch at a time."""
+    """Runs the waves of dispatches on one GPU, in turns: one thread calls."""
 
     def __init__(self, gfx: str, system: System, budget: int = _BUDGET) -> None:
         self.gfx, self.system, self.budget = gfx, system, budget
         self.kernels: dict[tuple[int, int], Kernel] = {}
         self.clock = np.zeros(1, np.uint64)
-        self.stop = np.zeros(1, np.uint8)
-        self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self._rooms: list[Room] = []  # that no dispatch is in
+        self._marks = Marks()
 
-    def run(self, d: Dispatch, space: AddressSpace) -> None:
-        """Raises MemoryFault or WaveFault."""
+    def run(self, d: Dispatch, space: AddressSpace) -> Iterator[None]:
+        """Each step is a turn of the dispatch; when it has ended, its book says what it touched. Raises MemoryFault or
+        WaveFault."""
         kernel = self._kernel(d, space)
-        for groups, size, first in pieces(d):
-            self._launch(d, space, kernel, groups, size, first)
-        if d.touched is not None:
-            for va, nbytes, marks in space.touched():
-                d.touched.enter(va, nbytes, marks)
+        room = self._rooms.pop() if self._rooms else Room()
+        try:
+            for groups, size, first in pieces(d):
+                yield from self._turns(d, space, kernel, room, groups, size, first)
+        finally:
+            self._rooms.append(room)
+        self._marks.collect(space, d.touched)
 
     def _kernel(self, d: Dispatch, space: AddressSpace) -> Kernel:
         """The kernel at the entry, translated unless its code is known and the same."""
@@ -78,46 +83,44 @@ class Executor:
             found = self.kernels[key] = Kernel(self.gfx, d.entry, d.wave, space)
         return found
 
-    def _room(self, name: str, thread: int, nbytes: int) -> int:
-        """The address of at least `nbytes` of a thread's memory of that name, which stays until more is asked for."""
-        held = self._memory.get((name, thread))
-        if held is None or len(held) < nbytes + 256:
-            held = self._memory[name, thread] = np.zeros(nbytes + 256, np.uint8)
-        return -(-held.ctypes.data // 256) * 256
-
-    def _launch(self, d: Dispatch, space: AddressSpace, kernel: Kernel, groups: tuple[int, int, int],
-                size: tuple[int, int, int], first: tuple[int, int, int]) -> None:
+    def _turns(self, d: Dispatch, space: AddressSpace, kernel: Kernel, room: Room, groups: tuple[int, int, int],
+               size: tuple[int, int, int], first: tuple[int, int, int]) -> Iterator[None]:
         """Workgroups of one size: `groups` of them from the id `first` on, in threads over the host's cores."""
         threads = size[0] * size[1] * size[2]
         waves = -(-threads // d.wave)
         template = templates(self.gfx, d, size, waves)
         lanes_private = -(-d.scratch_bytes_per_wave // d.wave)
         count = groups[0] * groups[1] * groups[2]
-        parts = max(1, min(len(os.sched_getaffinity(0)), count // _GROUPS_A_THREAD))
-        contexts = []
-        for n in range(parts):
-            context = np.zeros(layout.CONTEXT_BYTES, np.uint8)
+        many = max(1, min(len(os.sched_getaffinity(0)), count // _GROUPS_A_THREAD))
+        parts = []
+        for n in range(many):
+            part = Part(np.zeros(layout.CONTEXT_BYTES, np.uint8), count * n // many, count * (n + 1) // many)
             values = {
-                layout.PAGE_TABLE: space.root, layout.CACHED_PAGE: (1 << 64) - 1,
-                layout.LDS: self._room("lds", n, max(d.lds_bytes, 64)), layout.LDS_BYTES: d.lds_bytes,
-                layout.SCRATCH: self._room("scratch", n, max(lanes_private * d.wave * waves, 64)),
-                layout.SCRATCH_LANE: lanes_private, layout.BUDGET: self.budget, layout.STOP: self.stop.ctypes.data,
+                layout.PAGE_TABLE: space.root,
+                layout.LDS: room.take("lds", n, max(d.lds_bytes, 64)), layout.LDS_BYTES: d.lds_bytes,
+                layout.SCRATCH: room.take("scratch", n, max(lanes_private * d.wave * waves, 64)),
+                layout.SCRATCH_LANE: lanes_private, layout.BUDGET: self.budget,
                 layout.CLOCK: self.clock.ctypes.data, layout.MATH: native.library(layout.FUNCTIONS), layout.CODE: kernel.base,
-                layout.STATES: self._room("states", n, waves * layout.state_bytes(d.wave)),
+                layout.STATES: room.take("states", n, waves * layout.state_bytes(d.wave)),
                 layout.TEMPLATES: template.ctypes.data, layout.SCRATCH_WAVE: lanes_private * d.wave}
             for offset, value in values.items():
-                context[offset:offset + 8].view(np.uint64)[0] = value
+                part.put(offset, value)
             words = {layout.WAVES: waves, layout.GROUPS_X: groups[0], layout.GROUPS_Y: groups[1],
                      layout.EXEC_AND_MODE: d.rsrc1 >> 12 & 0xFF, **id_places(self.gfx, d),
                      layout.FIRST_X: first[0], layout.FIRST_Y: first[1], layout.FIRST_Z: first[2]}
             for offset, value in words.items():
-                context[offset:offset + 4].view(np.int32)[0] = value
-            contexts.append(context)
-        failed = native.spread(kernel.run, [(c.ctypes.data, count * n // parts, count * (n + 1) // parts)
-                                            for n, c in enumerate(contexts)])
-        for context, bad in zip(contexts, failed, strict=True):
-            if bad:  # the one of the lowest workgroups
-                raise self._fault(kernel, context)
+                part.context[offset:offset + 4].view(np.int32)[0] = value
+            parts.append(part)
+        turns = take_turns(kernel.run, parts, kernel.share, layout.GROUP)
+        while True:
+            self._marks.turn(space, d.touched)
+            try:
+                next(turns)
+            except StopIteration as end:
+                if end.value is not None:
+                    raise self._fault(kernel, end.value.context) from None
+                return
+            yield
 
     @staticmethod
     def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:
@@ -149,7 +152,7 @@ class Kernel:
         self.instructions = function.instructions
         spans = [(b.address, b.end) for b in function.blocks.values()]
         self.parts = [(self.base + a, code[a:b]) for a, b in spans]
-        self.run = native.function(function.text())
+        self.run, self.share = native.function(function.text()), Share()
 
     def unchanged(self, space: AddressSpace) -> bool:
         """Whether the code is still what was translated."""

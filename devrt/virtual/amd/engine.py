@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import threading
 import time
@@ -14,8 +13,8 @@ from devrt.virtual.amd.dispatch import Dispatch, Executor
 from devrt.virtual.amd.ledger import Flight, Ledger
 from devrt.virtual.amd.machine import Notify
 from devrt.virtual.faults import Faults
-from devrt.virtual.memory import AddressSpace, MemoryFault, Ranges
-from devrt.virtual.pieces import foreign, pieces
+from devrt.virtual.memory import AddressSpace, MemoryFault
+from devrt.virtual.pieces import foreign, mapped, overlap, pieces
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 
@@ -157,18 +156,22 @@ class Port:
         if self.faults.take("ecc"):
             raise HardwareError(1, "uncorrectable memory error (injected)")
 
-    def dispatch(self, d: Dispatch) -> None:
-        """Run a dispatch and enter in the ledger what it touched."""
+    def dispatch(self, d: Dispatch) -> Iterator[Step]:
+        """Run a dispatch, in turns, and enter in the ledger what it touched."""
         self.inject(d.entry)
         pieces(self.space, d.entry, 4, "execute")
         if 0 in d.groups:
             return
-        touched = Ranges()
-        self.executor.run(dataclasses.replace(d, touched=touched), self.space)
-        reads = [p for va, n in touched.reads for p in pieces(self.space, va, n, "read")]
-        writes = [p for va, n in touched.writes for p in pieces(self.space, va, n, "write")]
+        meanwhile = self.ledger.begin()
+        try:
+            for _ in self.executor.run(d, self.space):
+                yield Step.DONE
+        finally:
+            self.ledger.end(meanwhile)
+        reads = [p for va, n in d.touched.reads for p in mapped(self.space, va, n)]
+        writes = [p for va, n in d.touched.writes for p in mapped(self.space, va, n)]
         self.flight.add(self.who, reads, writes)
-        self.ledger.shader(self.who, self, reads, writes)
+        self.ledger.shader(self.who, self, [p for p in reads if overlap([p], meanwhile) is None], writes)
 
 
 COMPARE: Mapping[int, Callable[[int, int], bool]] = {  # devrt.amd.pm4.Function

@@ -1,4 +1,7 @@
-"""One virtual GPU: its queues, their doorbells, and the engine thread that carries their packets out.
+"""One virtual GPU: its queues, their doorbells, and the thread that carries their packets out, in turns.
+
+A turn is a few packets, a part of a copy, or a dispatch for a millisecond or so: queues and engines run beside each other as if
+they were many.
 
 A doorbell is eight bytes that the engine reads over and over: at once while work arrives, then ever more seldom. PM4 and copy
 queues ring with their write pointer, in dwords and bytes; an AQL queue rings with the index of its last packet. Read pointers
@@ -25,7 +28,7 @@ from devrt.virtual.amd.pm4 import Pm4
 from devrt.virtual.amd.sdma import Sdma
 from devrt.virtual.faults import Faults
 from devrt.virtual.memory import Access, AddressSpace, MemoryFault
-from devrt.virtual.pace import Pace, turn
+from devrt.virtual.pace import Gate, Pace, turn
 from devrt.virtual.pieces import pieces
 
 Kind: TypeAlias = Literal["pm4", "aql", "sdma"]
@@ -49,7 +52,7 @@ class GpuQueue:
         self._bell[0] = self._seen = self._silent
         self._read = self._written = 0  # units, counted from the queue's beginning
         self._idle, self._evicted, self._gone = True, 0, False
-        self._lock = threading.RLock()  # held while a packet is carried out
+        self._gate = Gate()  # held while a packet is carried out
         self._rptr_entry, self._reported = 0, memoryview(bytearray(8)).cast("Q")  # where the read pointer was written last
         self._steps = self._run()
 
@@ -57,23 +60,22 @@ class GpuQueue:
 
     def update(self, ring: int, ring_bytes: int, percent: int, priority: int) -> None:
         """Another ring, or another share of the engine; no ring or 0 percent is a pause."""
-        with self._lock:
+        with self._gate.first():
             self._ring, self._ring_bytes, self.percent, self.priority = ring, ring_bytes, percent, priority
 
     def evict(self) -> None:
         """Take the queue off the engine: when this returns it carries nothing out."""
-        with self._lock:
+        with self._gate.first():
             self._evicted += 1
 
     def restore(self) -> None:
-        with self._lock:
+        with self._gate.first():
             self._evicted = max(self._evicted - 1, 0)
 
     def destroy(self) -> None:
         """End the queue, also where it hangs. What the doorbell said and was not carried out is lost."""
         self._gone = True
-        self.gpu.stop_running(self)
-        with self._lock:
+        with self._gate.first():
             self._steps.close()
             self.gpu.remove(self)
             self._bell.release()
@@ -86,10 +88,10 @@ class GpuQueue:
 
     def step(self) -> bool:
         """One packet, or one look at what the queue waits for."""
-        if self._gone or self.faulted or self.hung or self._evicted or not self._ring or not self.percent:
+        if self._gate.wanted or self._gone or self.faulted or self.hung or self._evicted or not self._ring or not self.percent:
             return False
         step = Step.IDLE
-        with self._lock:
+        with self._gate:
             if self._gone or self._evicted or self.faulted:
                 return False
             try:
@@ -97,12 +99,9 @@ class GpuQueue:
                     self._rung(self._bell[0])
                 if self._idle:
                     return False
-                self.gpu.run(self)
                 step = next(self._steps)
             except Exception as error:
                 self._stop(error)
-            finally:
-                self.gpu.run(None)
             self._idle = step is Step.IDLE
             posts, self.port.posts = self.port.posts, []
         for post in posts:
@@ -216,8 +215,6 @@ class Gpu:
         self._wake = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
-        self._running: GpuQueue | None = None
-        self._running_lock = threading.Lock()
 
     def create_queue(self, space: AddressSpace, kind: Kind, *, ring: int, ring_bytes: int, rptr: int, wptr: int,
                      doorbell: memoryview, notify: Notify, eop: int = 0, cwsr: int = 0) -> GpuQueue:
@@ -239,27 +236,14 @@ class Gpu:
             self._queues = tuple(q for q in self._queues if q is not queue)
         self.ledger.forget_queue(queue.port)
 
-    def run(self, queue: GpuQueue | None) -> None:
-        """The engine begins to carry out a packet of a queue, or has ended."""
-        with self._running_lock:
-            self._running = queue
-            self.executor.stop[0] = 0
-
-    def stop_running(self, queue: GpuQueue | None = None) -> None:
-        """End a dispatch in its midst: that of a queue, or any."""
-        with self._running_lock:
-            if self._running is not None and queue in (None, self._running):
-                self.executor.stop[0] = 1
-
     def lost(self, fault: QueueFault) -> None:
         """The whole GPU was reset: no queue works any more."""
         for queue in self._queues:
             queue.faulted = queue.faulted or QueueFault(queue.port.name, "", 0, (), f"the GPU was reset: {fault}")
 
     def close(self) -> None:
-        """End the engine thread. Queues that are left stay as they are."""
+        """End the GPU's thread. Queues that are left stay as they are."""
         self._closed = True
-        self.stop_running()
         self._wake.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():

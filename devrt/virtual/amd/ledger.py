@@ -9,6 +9,9 @@ Memory itself is always current here, so the ledger is what tells a program that
     acquire              invalidates L1 (vector, GL1 and scalar together), L2, or both
     writeback            L2 is clean
 
+Dispatches run in turns, others move between them. A dispatch is entered when it ends, and not charged with reading what others
+wrote meanwhile: it may have waited for that with loads that no cache answers.
+
 L1 stands for the vector, scalar and GL1 caches together, L2 is the GPU's last cache before memory. State is a byte per line,
 kept for the 2 MiB blocks of host memory that anything touched since the last full acquire and writeback.
 """
@@ -95,6 +98,7 @@ class Ledger:
         self._dirtied: deque[_Write] = deque(maxlen=_HISTORY)
         self._outdated: deque[_Write] = deque(maxlen=_HISTORY)
         self._untold: dict[object, _Write] = {}  # the first write of a queue to system memory that is still in L2
+        self._meanwhile: list[list[Piece]] = []  # what others wrote while each dispatch runs
         global _all
         with _lock:
             _all = (*_all, self)
@@ -105,6 +109,16 @@ class Ledger:
             _all = tuple(ledger for ledger in _all if ledger is not self)
 
     # --- shaders ---
+
+    def begin(self) -> list[Piece]:
+        """A dispatch begins. What others write until it ends is appended."""
+        with _lock:
+            self._meanwhile.append([])
+            return self._meanwhile[-1]
+
+    def end(self, meanwhile: list[Piece]) -> None:
+        with _lock:
+            self._meanwhile = [other for other in self._meanwhile if other is not meanwhile]
 
     def shader(self, who: str, queue: object, reads: Sequence[Piece], writes: Sequence[Piece]) -> None:
         """What a dispatch read and wrote. Raises VisibilityFault."""
@@ -138,6 +152,7 @@ class Ledger:
         if not pieces:
             return
         write = _Write(who, pieces)
+        self._written(write)
         hit = False
         for block, lines, _ in _lines(pieces):
             state = self._state(block)[lines]
@@ -151,6 +166,10 @@ class Ledger:
         if any(p.flags & Access.SYSTEM for p in pieces):
             self._untold.setdefault(queue, write)
         self._mark_stale(write, self._others())
+
+    def _written(self, write: _Write) -> None:
+        for meanwhile in self._meanwhile:
+            meanwhile.extend(write.pieces)
 
     def _others(self) -> Sequence[Ledger]:
         return [ledger for ledger in _all if ledger is not self]
@@ -183,6 +202,7 @@ class Ledger:
     @staticmethod
     def _mark_stale(write: _Write, ledgers: Sequence[Ledger]) -> None:
         for ledger in ledgers:
+            ledger._written(write)
             if not ledger._blocks:
                 continue
             hit = False

@@ -118,12 +118,12 @@ class Pm4:
     def _set_uconfig(self, p: Packet) -> None:
         raise BadCommand(f"no register at UCONFIG offset {p['reg_offset']:#x}")
 
-    def _direct(self, p: Packet) -> None:
-        self._dispatch((p["dim_x"], p["dim_y"], p["dim_z"]), p["dispatch_initiator"])
+    def _direct(self, p: Packet) -> Iterator[Step]:
+        return self._dispatch((p["dim_x"], p["dim_y"], p["dim_z"]), p["dispatch_initiator"])
 
-    def _indirect(self, p: Packet) -> None:
+    def _indirect(self, p: Packet) -> Iterator[Step]:
         x, y, z = struct.unpack("<3I", self.port.read(p["address"], 12, l2=True))
-        self._dispatch((x, y, z), p["dispatch_initiator"])
+        return self._dispatch((x, y, z), p["dispatch_initiator"])
 
     def _fields(self, name: str) -> dict[str, int]:
         return registers.unpack(name, self.gfx, self.registers.get(name, 0))
@@ -131,7 +131,7 @@ class Pm4:
     def _wide(self, name: str) -> int:
         return (self.registers.get(f"{name}_LO", 0) | self.registers.get(f"{name}_HI", 0) << 32) << 8
 
-    def _dispatch(self, dims: tuple[int, int, int], initiator: int) -> None:
+    def _dispatch(self, dims: tuple[int, int, int], initiator: int) -> Iterator[Step]:
         how = registers.unpack("COMPUTE_DISPATCH_INITIATOR", self.gfx, initiator)
         if not how["COMPUTE_SHADER_EN"]:
             raise BadCommand("COMPUTE_SHADER_EN is not set in the initiator")
@@ -151,7 +151,7 @@ class Pm4:
         scratch = self._fields("COMPUTE_TMPRING_SIZE")
         if rsrc2["SCRATCH_EN"] and not (scratch["WAVESIZE"] and scratch["WAVES"]):
             raise BadCommand("SCRATCH_EN without WAVES and WAVESIZE in COMPUTE_TMPRING_SIZE")
-        self.port.dispatch(Dispatch(
+        return self.port.dispatch(Dispatch(
             entry=entry, groups=groups, group_size=size, partial=partial, start=start,
             user_sgprs=tuple(self.registers.get(f"COMPUTE_USER_DATA_{n}", 0) for n in range(rsrc2["USER_SGPR"])),
             rsrc1=self.registers.get("COMPUTE_PGM_RSRC1", 0), rsrc2=self.registers.get("COMPUTE_PGM_RSRC2", 0),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +17,11 @@ from devrt.compiler.sass.isa import GENERATIONS, IllegalInstruction, text
 from devrt.ioctl.system import System, view
 from devrt.virtual import native
 from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, Ranges
-from devrt.virtual.nvidia.translate import copies, groups, layout
+from devrt.virtual.nvidia.translate import copies, layout
 from devrt.virtual.nvidia.translate.kernel import Function
 from devrt.virtual.nvidia.translate.writer import LANES
 from devrt.virtual.pace import Share
+from devrt.virtual.turns import Marks, Part, Room, take_turns
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,8 @@ class Executor:
         self.sm, self.system, self.budget, self.mufu_error = sm, system, budget, mufu_error
         self.kernels: dict[tuple[int, int], Kernel] = {}
         self.clock = np.zeros(1, np.uint64)
-        self.stop = np.zeros(1, np.uint8)
         self._rooms: list[Room] = []  # that no launch is in
-        self._stray: WeakSet[AddressSpace] = WeakSet()  # with marks of launches that did not end well
+        self._marks = Marks()
 
     def run(self, launch: Launch, space: AddressSpace) -> Iterator[None]:
         """Each step is a turn of the launch; it ends when the launch does. Raises MemoryFault or WarpFault."""
@@ -79,19 +77,14 @@ class Executor:
             raise WarpFault("unsupported", launch.entry, 0, -1, f"a block of {x} x {y} x {z} threads")
         kernel = self._kernel(launch, space)
         room = self._rooms.pop() if self._rooms else Room()
-        good = False
         try:
             yield from self._turns(launch, space, kernel, room)
-            good = True
         finally:
             self._rooms.append(room)
-            if not good:
-                self._stray.add(space)
 
     def collect(self, launch: Launch, space: AddressSpace) -> None:
-        """Enter what was touched in the launch's book. Between its turns and those of another launch of that space."""
-        for va, nbytes, marks in space.touched():
-            launch.touched.enter(va, nbytes, marks)
+        """Enter in the launch's book what it touched since the last time."""
+        self._marks.collect(space, launch.touched)
 
     def code(self, launch: Launch, space: AddressSpace) -> list[tuple[int, bytes]]:
         """(address, bytes) of the instructions that a launch may run. Raises MemoryFault or WarpFault."""
@@ -110,32 +103,19 @@ class Executor:
         masks = _masks(launch)
         banks = self._constants(launch, space, kernel)
         parts = self._parts(launch, space, kernel, room, masks, banks)
-        failed: _Part | None = None
-        left = parts
-        while left:
-            if space in self._stray:
-                self._stray.discard(space)
-                for _ in space.touched():
-                    pass
-            for part in left:
-                part.put(layout.SHARE, kernel.share.steps)
-                part.put(layout.CACHED_PAGE, (1 << 64) - 1)
-            began = time.monotonic()
-            results = native.spread(kernel.run, [(part.context.ctypes.data, part.begin, part.end) for part in left])
-            kernel.share.took(time.monotonic() - began, groups.PAUSED in results)
-            failed = next((part for part, result in zip(left, results, strict=True) if result == groups.BAD), failed)
-            left = [part for part, result in zip(left, results, strict=True) if result == groups.PAUSED]
-            if failed is not None:  # the one of the lowest blocks is told
-                left = [part for part in left if part.end <= failed.begin]
-            for part in left:
-                part.begin = part.get(layout.BLOCK)
-            if left:
-                yield
-        if failed is not None:
-            raise _fault(kernel, failed.context)
+        turns = take_turns(kernel.run, parts, kernel.share, layout.BLOCK)
+        while True:
+            self._marks.turn(space, launch.touched)
+            try:
+                next(turns)
+            except StopIteration as end:
+                if end.value is not None:
+                    raise _fault(kernel, end.value.context) from None
+                return
+            yield
 
     def _parts(self, launch: Launch, space: AddressSpace, kernel: Kernel, room: Room, masks: NDArray[np.uint32],
-               banks: Mapping[int, NDArray[np.uint8]]) -> list[_Part]:
+               banks: Mapping[int, NDArray[np.uint8]]) -> list[Part]:
         """Contexts for equal parts of the grid. They point to what is passed."""
         warps = len(masks)
         count = launch.grid[0] * launch.grid[1] * launch.grid[2]
@@ -146,10 +126,9 @@ class Executor:
             states = room.take("states", n, warps * layout.STATE_BYTES)
             for warp, numbers in enumerate(_numbers(launch.block)):
                 view(states + warp * layout.STATE_BYTES + layout.THREADS, len(numbers))[:] = numbers
-            part = _Part(np.zeros(layout.CONTEXT_BYTES, np.uint8), count * n // parts, count * (n + 1) // parts)
+            part = Part(np.zeros(layout.CONTEXT_BYTES, np.uint8), count * n // parts, count * (n + 1) // parts)
             values = {
-                layout.PAGE_TABLE: space.root, layout.BLOCK_BUDGET: self.budget, layout.STOP: self.stop.ctypes.data,
-                layout.CLOCK: self.clock.ctypes.data,
+                layout.PAGE_TABLE: space.root, layout.BLOCK_BUDGET: self.budget, layout.CLOCK: self.clock.ctypes.data,
                 layout.MATH: native.library(layout.FUNCTIONS), layout.CODE: kernel.base,
                 layout.SHARED: room.take("shared", n, 2 * (launch.shared_bytes + 4) + copies.CLEARED),
                 layout.SHARED_BYTES: launch.shared_bytes,
@@ -178,35 +157,6 @@ class Executor:
                 raise WarpFault("outside constant bank", pc, 0, -1, f"byte {reach - 4:#x} of bank {bank} of {nbytes} bytes")
             found[bank] = np.frombuffer(space.read(va, nbytes) + bytes(16), np.uint8)
         return found
-
-
-class Room:
-    """Memory of a launch beside its GPU's. It stays for another launch."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, int], NDArray[np.uint8]] = {}
-
-    def take(self, name: str, part: int, nbytes: int) -> int:
-        """The address of at least `nbytes` of a part's memory of that name."""
-        held = self._held.get((name, part))
-        if held is None or len(held) < nbytes + 256:
-            held = self._held[name, part] = np.zeros(nbytes + 256, np.uint8)
-        return -(-held.ctypes.data // 256) * 256
-
-
-@dataclass(eq=False)
-class _Part:
-    """Blocks `begin` to `end`, and where one thread of the host keeps what it knows of them."""
-
-    context: NDArray[np.uint8]
-    begin: int
-    end: int
-
-    def put(self, offset: int, value: int) -> None:
-        self.context[offset:offset + 8].view(np.uint64)[0] = value
-
-    def get(self, offset: int) -> int:
-        return int(self.context[offset:offset + 8].view(np.uint64)[0])
 
 
 def _masks(launch: Launch) -> NDArray[np.uint32]:

@@ -83,7 +83,7 @@ WARP_ERRORS = {
     "misaligned": (0x0F, "Misaligned Address"),
     "trap": (0x00, "Breakpoint"),
 }
-HANGS = "hang", "stopped", "deadlock"  # kinds that hardware tells nobody about
+HANGS = "hang", "deadlock"  # kinds that hardware tells nobody about
 _ADDRESS_VALID = 1 << 24  # WARP_ESR
 _ADDRESS = re.compile(r"\baddress (0x[0-9a-f]+)")
 _MMU_WARP_ERROR = 0x20    # what a warp's register holds after an MMU fault

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from devrt.virtual import atomics
 from devrt.virtual.faults import Faults
@@ -35,7 +34,7 @@ from devrt.virtual.nvidia.faults import (
 )
 from devrt.virtual.nvidia.host import Host
 from devrt.virtual.nvidia.ledger import Cache, Order
-from devrt.virtual.pace import Pace, turn
+from devrt.virtual.pace import Gate, Pace, turn
 
 TIME_0, DOORBELL = 0x80, 0x90  # clc361.h; TIME_1 behind TIME_0
 QUIET = 0xFFFFFFFF             # what the doorbell holds that nobody rang: no channel's token
@@ -53,29 +52,16 @@ class _Runner:
                          gpu.tpcs)
         self.host = Host(self.port)
         self.enabled = self.hung = self.gone = False
-        self._lock = threading.RLock()  # held while methods are carried out
-        self._wanted = 0                # how many others want it
+        self.gate = Gate()  # held while methods are carried out
         self._put = channel.userd[GP_PUT:GP_PUT + 4].cast("I")
         self._put[0] = 0
         channel.userd[GP_GET:GP_GET + 4] = bytes(4)
         self._steps = self.host.run()
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The channel carries nothing out meanwhile. Others come before its next turn."""
-        with self.gpu.lock:
-            self._wanted += 1
-        try:
-            with self._lock:
-                yield
-        finally:
-            with self.gpu.lock:
-                self._wanted -= 1
-
     def look(self) -> None:
         """The doorbell rang: take a new GPPut."""
         channel = self.channel
-        with self._lock:
+        with self.gate:
             if not self.enabled or channel.error or self.hung or self.gone or self._put[0] == self.host.put:
                 return
             put, faults = self._put[0], self.gpu.faults
@@ -97,10 +83,10 @@ class _Runner:
 
     def step(self) -> bool:
         """A few methods, or one look at what the channel waits for."""
-        if self._wanted or self.gone or self.hung or not self.enabled or self.channel.error or not self.track.busy:
+        if self.gate.wanted or self.gone or self.hung or not self.enabled or self.channel.error or not self.track.busy:
             return False
         step = Step.IDLE
-        with self._lock:
+        with self.gate:
             if self.gone or not self.enabled or self.channel.error:
                 return False
             try:
@@ -114,7 +100,7 @@ class _Runner:
 
     def _post(self) -> None:
         """Tell the driver, without a lock."""
-        with self._lock:
+        with self.gate:
             posts, self.port.posts = self.port.posts, []
         for post in posts:
             post()
@@ -158,7 +144,7 @@ class _Runner:
 
     def close(self) -> None:
         self.gone = True
-        with self.held():
+        with self.gate.first():
             self._steps.close()
             self.track.close()
             self._put.release()
@@ -181,7 +167,7 @@ class VirtualGpu:
         self._bell_at = ctypes.addressof(ctypes.c_char.from_buffer(self._bell))
         self._bell[0], self._time[0] = QUIET, now()
         self._runners: tuple[_Runner, ...] = ()
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -194,7 +180,7 @@ class VirtualGpu:
 
     def attach(self, channel: Channel) -> None:
         """Take a channel, with GPGet and GPPut 0. It does nothing before it is enabled."""
-        with self.lock:
+        with self._lock:
             self._runners = (*self._runners, _Runner(self, channel))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name=f"virtual sm_{self.sm}", daemon=True)
@@ -205,14 +191,14 @@ class VirtualGpu:
         """Give a channel back, also where it hangs. What it was rung for and has not carried out is lost."""
         runner = self._find(channel)
         runner.close()
-        with self.lock:
+        with self._lock:
             self._runners = tuple(other for other in self._runners if other is not runner)
         self.clear_errors(channel)
 
     def enable(self, channel: Channel, on: bool) -> None:
         """Put a channel on the engine or take it off: when that returns, it carries nothing out."""
         runner = self._find(channel)
-        with runner.held():
+        with runner.gate.first():
             runner.enabled = on
         if on:
             runner.look()  # what it was rung for meanwhile
@@ -220,7 +206,7 @@ class VirtualGpu:
     def settle(self) -> None:
         """Wait until every channel's turn has ended: nothing goes on with pages that were unmapped before."""
         for runner in self._runners:
-            with runner.held():
+            with runner.gate.first():
                 pass
 
     def clear_errors(self, channel: Channel) -> None:

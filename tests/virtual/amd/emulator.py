@@ -136,8 +136,10 @@ class Emulator:
         """Run code at an address. Private memory is given generously, since calls are not counted."""
         count = rsrc[1] >> 1 & 31
         user = (user + (0,) * count)[:max(count, len(user))]
-        self.executor.run(Dispatch(entry, groups, size or (self.wave, 1, 1), user, *rsrc, lds, SCRATCH, private * self.wave,
-                                   self.wave, partial), self.space)
+        dispatch = Dispatch(entry, groups, size or (self.wave, 1, 1), user, *rsrc, lds, SCRATCH, private * self.wave, self.wave,
+                            partial)
+        for _ in self.executor.run(dispatch, self.space):
+            pass
 
     def run(self, image: bytes, name: str, arguments: bytes, groups: tuple[int, int, int] = (1, 1, 1),
             size: tuple[int, int, int] | None = None, partial: tuple[int, int, int] = (0, 0, 0)) -> None:

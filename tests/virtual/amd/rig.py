@@ -21,20 +21,21 @@ from devrt.virtual.memory import PAGE, Access, AddressSpace, MemoryFault, PageFi
 SYSTEM, VRAM = Access.SYSTEM | Access.WRITE | Access.EXECUTE, Access.VRAM | Access.WRITE | Access.EXECUTE
 WAIT_S = 10.0
 _numbers = itertools.cycle(range(60))
+Play = Callable[[Dispatch, AddressSpace], Iterator[None] | None]
 
 
 class Player(Executor):
-    """Runs a Python function in the place of waves: the one registered for the dispatch's entry."""
+    """Runs a Python function in the place of waves: the one registered for the dispatch's entry. One that yields gives way."""
 
     def __init__(self) -> None:
         super().__init__("gfx1100", LinuxSystem())
-        self.plays: dict[int, Callable[[Dispatch, AddressSpace], None]] = {}
+        self.plays: dict[int, Play] = {}
         self.seen: list[Dispatch] = []
 
-    def run(self, d: Dispatch, space: AddressSpace) -> None:
+    def run(self, d: Dispatch, space: AddressSpace) -> Iterator[None]:
         self.seen.append(d)
-        if d.entry in self.plays:
-            self.plays[d.entry](d, space)
+        turns = self.plays[d.entry](d, space) if d.entry in self.plays else None
+        yield from turns or ()
 
 
 @dataclass
@@ -59,13 +60,14 @@ class Ear:
 
 
 class Rig:
-    def __init__(self, gfx: str = "gfx1100", faults: str = "", file: PageFile | None = None) -> None:
+    def __init__(self, gfx: str = "gfx1100", faults: str = "", file: PageFile | None = None,
+                 executor: Executor | None = None) -> None:
         self.system, self.faults, self.ear, self.player = LinuxSystem(), Faults(1), Ear(), Player()
         if faults:
             self.faults.inject(faults)
         self.file = file or PageFile("rig", 2 << 30)
         self.space = AddressSpace(self.system)
-        self.gpu = Gpu(MODELS[gfx], self.system, self.faults, self.player)
+        self.gpu = Gpu(MODELS[gfx], self.system, self.faults, executor or self.player)
         self.gfx = self.gpu.generation
         self._next = 0x7000_0000_0000 + (next(_numbers) << 38)  # no two rigs have the same addresses
         self._mapped: list[tuple[int, int]] = []
@@ -91,7 +93,7 @@ class Rig:
     def u64(self, va: int) -> int:
         return int.from_bytes(self.space.read(va, 8), "little")
 
-    def kernel(self, play: Callable[[Dispatch, AddressSpace], None] | None = None) -> int:
+    def kernel(self, play: Play | None = None) -> int:
         """The entry of a kernel that plays a function."""
         va = self.memory(PAGE)
         if play:
@@ -169,8 +171,8 @@ def until(holds: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def rig(gfx: str = "gfx1100", faults: str = "", file: PageFile | None = None) -> Iterator[Rig]:
-    r = Rig(gfx, faults, file)
+def rig(gfx: str = "gfx1100", faults: str = "", file: PageFile | None = None, executor: Executor | None = None) -> Iterator[Rig]:
+    r = Rig(gfx, faults, file, executor)
     try:
         yield r
     finally:

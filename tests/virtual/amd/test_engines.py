@@ -308,18 +308,21 @@ def test_destroy_ends_a_wait(r: Rig) -> None:
 
 
 def test_destroy_and_close_end_a_dispatch(r: Rig) -> None:
-    def endless(d: object, space: object) -> None:
+    def endless(d: object, space: object) -> Iterator[None]:
         started.set()
-        while not r.player.stop[0]:
-            time.sleep(1e-3)
-        raise WaveFault("stopped", 0, -1, "")
-    started, m, entry = threading.Event(), r.memory(PAGE), r.kernel(endless)
+        try:
+            while True:
+                yield
+        finally:
+            ended.set()
+    started, ended, m, entry = threading.Event(), threading.Event(), r.memory(PAGE), r.kernel(endless)
     q, other = r.queue(), r.queue()
     q.push(launch(entry))
     assert started.wait(10)
     other.queue.destroy()  # not this one
-    assert not r.player.stop[0]
+    assert not ended.is_set()
     q.queue.destroy()
+    assert ended.is_set()
     r.queue().push(write(m, 1)).drain()
     assert r.u32(m) == 1 and not r.ear.exceptions
     started.clear()

@@ -33,6 +33,8 @@ class Function:
         w = self.w
         for block in self.blocks.values():
             self.block(block)
+        if self.resumes:
+            self.suspended()
         save = "\n".join(self.saving())
         body = "\n".join(w.lines).replace(_SAVE, save)
         helpers = "".join(w.helpers.values())
@@ -55,7 +57,8 @@ class Function:
         w = self.w
         out = [f"  {name} = alloca {t}, align 64" for name, t, _ in self.names()]
         out += [f"  %{name} = alloca [{nbytes} x i8], align 256" for name, nbytes in w.locals.items()]
-        out += ["  %scc = alloca i1", "  %ok = alloca i8", "  store i8 1, ptr %ok"]
+        out += ["  %scc = alloca i1", "  %ok = alloca i8", "  store i8 1, ptr %ok", "  %place = alloca i32",
+                "  %status = alloca i32"]
         for name, t, offset in self.names():
             p, v = f"{name}.in", f"{name}.value"
             out += [f"  {p} = getelementptr i8, ptr %state, i64 {offset}", f"  {v} = load {t}, ptr {p}, align 4",
@@ -141,12 +144,24 @@ class Function:
             return
         w = self.w
         label = w.new_label("resume")
+        self.suspend(label, layout.BARRIER)
+        w.start(label)
+
+    def suspend(self, label: str, status: int) -> None:
+        """Put the registers back into the state; the wave goes on at a label."""
+        w = self.w
         self.resumes.append(label)
+        w.line(f"store i32 {len(self.resumes)}, ptr %place")
+        w.line(f"store i32 {status}, ptr %status")
+        w.line("br label %suspend")
+
+    def suspended(self) -> None:
+        w = self.w
+        w.start("suspend")
         w.lines.append(_SAVE)
         place = w.op(f"getelementptr i8, ptr %state, i64 {layout.RESUME}")
-        w.line(f"store i32 {len(self.resumes)}, ptr {place}")
-        w.line(f"ret i32 {layout.BARRIER}")
-        w.start(label)
+        w.line(f"store i32 {w.op('load i32, ptr %place')}, ptr {place}")
+        w.line(f"ret i32 {w.op('load i32, ptr %status')}")
 
     # ----- branches
 
@@ -171,13 +186,15 @@ class Function:
         self.w.line(f"br label %b{target}")
 
     def spend(self, i: Instruction) -> None:
-        """Count against the budget, and look whether the dispatch is to stop."""
+        """Count against the budget, and give way to others now and then."""
         w = self.w
-        kind = w.call("i32", "spend", ("ptr", "%c"), declare=False)
-        on, out = w.new_label("on"), w.new_label("out")
-        w.line(f"br i1 {w.op(f'icmp eq i32 {kind}, 0')}, label %{on}, label %{out}")
+        kind = w.call("i32", "pass", ("ptr", "%c"), ("ptr", "%state"), declare=False)
+        on, out, give = w.new_label("on"), w.new_label("out"), w.new_label("give")
+        w.line(f"switch i32 {kind}, label %{out} [ i32 0, label %{on} i32 -1, label %{give} ]")
         w.start(out)
         self.fault(i, kind)
+        w.start(give)
+        self.suspend(on, layout.READY)
         w.start(on)
 
     def condition(self, i: Instruction) -> str:
@@ -193,13 +210,14 @@ class Function:
         """s_swappc and s_call go to a function that some call names, s_setpc to a known place or behind a call."""
         w, call = self.w, Effect.CALL in i.effects
         known = block.calls if call else None if block.returns else block.successors[0]
+        if known is None:
+            self.spend(i)  # before its operand is read: a wave that gave way comes back here
         at = w.scalar64(i.operands[-1]) if known is None else ""
         if call:
             w.set_scalar64(i.destinations[0], w.address(i.end))
         if known is not None:
             self.go(i, known)
             return
-        self.spend(i)
         at = w.op(f"sub i64 {at}, {w.address(0)}")
         lost = w.new_label("lost")
         cases = " ".join(f"i64 {n}, label %b{n}" for n in (self.functions if call else self.returns))

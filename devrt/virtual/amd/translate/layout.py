@@ -13,8 +13,8 @@ SGPR = 0             # 128 u32: s0-s105, 106 vcc, 108 ttmp0-15, 126 exec
 SCC = 512
 M0 = 516
 MODE = 520
-RESUME = 524         # where the wave goes on: 0 the entry, n behind the n-th barrier
-STATUS = 528         # of STATUSES, as of its last return
+RESUME = 524         # where the wave goes on: 0 the entry, n the n-th place where it waits or gives way
+STATUS = 528         # as of its last return; READY before its first
 VGPR = 576           # registers of `wave` u32 each
 VGPRS = 512          # with CDNA's accumulation registers as the upper half
 
@@ -48,5 +48,8 @@ EXEC_AND_MODE = 184  # u32: MODE of a new wave
 FIRST_X = 192        # u32: id of the first workgroup
 FIRST_Y = 196
 FIRST_Z = 200
+GROUP = 208          # u64: the workgroup that goes on when the dispatch runs again
+MIDST = 216          # u32: whether it has begun
+SLICE = 220          # u32: branches backwards since a wave began to run
 
 FUNCTIONS = ("exp2f", "log2f", "sinf", "cosf")

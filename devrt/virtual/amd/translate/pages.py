@@ -15,4 +15,5 @@ TEXT = walker.TEXT + "".join((
     field("waves", at.WAVES, "i32"), field("scratch_wave", at.SCRATCH_WAVE), field("groups_x", at.GROUPS_X, "i32"),
     field("groups_y", at.GROUPS_Y, "i32"), field("id_x", at.ID_X, "i32"), field("id_y", at.ID_Y, "i32"),
     field("id_z", at.ID_Z, "i32"), field("id_yz", at.ID_YZ, "i32"), field("first_x", at.FIRST_X, "i32"),
-    field("first_y", at.FIRST_Y, "i32"), field("first_z", at.FIRST_Z, "i32")))
+    field("first_y", at.FIRST_Y, "i32"), field("first_z", at.FIRST_Z, "i32"), field("group", at.GROUP),
+    field("midst", at.MIDST, "i32"))) + walker.giving_way("get_waves", at.SLICE, at.STATUS)

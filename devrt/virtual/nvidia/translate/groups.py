@@ -6,45 +6,11 @@ block stops at its next branch backwards, and `run` returns PAUSED. Called again
 
 from __future__ import annotations
 
+from devrt.virtual import walker
 from devrt.virtual.nvidia.translate import layout as at
 
 # Blocks %begin to %end in order x, y, z.
-_SLICE = 4096  # branches backwards until another warp of the block may run
-GOOD, BAD, PAUSED = 0, 1, 2  # what `run` returns
-TEXT = f"""
-; one less until the launch gives way: whether it does
-define internal i1 @tire(ptr %c) {{
-  %t = call i64 @get_share(ptr %c)
-  %t2 = sub i64 %t, 1
-  call void @set_share(ptr %c, i64 %t2)
-  %r = icmp sle i64 %t2, 0
-  ret i1 %r
-}}
-
-; counts a branch backwards: 0, a kind of fault, or -1 where the warp gives way to others or with the launch
-define internal i32 @pass(ptr %c, ptr %state) noinline {{
-  %kind = call i32 @spend(ptr %c)
-  %tired = call i1 @tire(ptr %c)
-  %p = getelementptr i8, ptr %c, i64 {at.SLICE}
-  %n = load i32, ptr %p
-  %n2 = add i32 %n, 1
-  store i32 %n2, ptr %p
-  %w = call i32 @get_warps(ptr %c)
-  %several = icmp ugt i32 %w, 1
-  %long = icmp uge i32 %n2, {_SLICE}
-  %fine = icmp eq i32 %kind, 0
-  %other = and i1 %several, %long
-  %a = or i1 %other, %tired
-  %b = and i1 %a, %fine
-  br i1 %b, label %over, label %on
-over:
-  %s = getelementptr i8, ptr %state, i64 {at.STATUS}
-  store i32 {at.READY}, ptr %s
-  ret i32 -1
-on:
-  ret i32 %kind
-}}
-
+TEXT = walker.giving_way("get_warps", at.SLICE, at.STATUS) + f"""
 define i32 @run(ptr %c, i64 %begin, i64 %end) {{
 entry:
   %nw = call i32 @get_warps(ptr %c)
@@ -167,7 +133,7 @@ paused:
   call void @set_block(ptr %c, i64 %where)
   call void @set_midst(ptr %c, i32 %within)
   call void @set_local(ptr %c, i64 %private)
-  ret i32 {PAUSED}
+  ret i32 {at.PAUSED}
 block.next:
   %g2 = add i64 %h, 1
   %tired = call i1 @tire(ptr %c)
@@ -182,9 +148,9 @@ bad:
   %who = phi i32 [ %v, %go ], [ %held, %stuck ]
   call void @set_fault_warp(ptr %c, i32 %who)
   call void @set_local(ptr %c, i64 %private)
-  ret i32 {BAD}
+  ret i32 {at.BAD}
 good:
   call void @set_local(ptr %c, i64 %private)
-  ret i32 {GOOD}
+  ret i32 {at.GOOD}
 }}
 """

@@ -35,7 +35,6 @@ REGISTERS = 4096     # 256 registers of 32 u32
 
 STATE_BYTES = REGISTERS + 256 * 128
 
-READY = 3                # STATUS: it may run
 SCHEDULE = 0xFFFFFFFF    # RESUME: the lanes' own places
 WARPSYNC = 16            # the convergence barrier of WARPSYNC
 CLUSTER = 16             # the barrier of a cluster, which is one block
@@ -68,7 +67,6 @@ EXPECTED = 640       # 17 u32: threads that each barrier waits for, 0 for the wh
 VOTES = 708          # 17 u32: threads with a true predicate so far in BAR.RED
 HOW = 776            # 17 u32: how each barrier's BAR.RED counts
 SLICE = 844          # u32: branches backwards since a warp began to run; a new block finds 0 from EXPECTED to here
-SHARE = 896          # i64: branches backwards and blocks until the launch gives way
 BLOCK = 904          # u64: the block that goes on when it runs again
 BLOCK_BUDGET = 912   # i64: BUDGET of a block that begins
 MIDST = 920          # u32: whether that block has begun

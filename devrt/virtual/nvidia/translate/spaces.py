@@ -14,7 +14,7 @@ FIELDS = "".join((
     field("states", at.STATES), field("live_masks", at.LIVE_MASKS), field("warps", at.WARPS, "i32"),
     field("fault_warp", at.FAULT_WARP, "i32"), field("grid_x", at.GRID_X, "i32"), field("grid_y", at.GRID_Y, "i32"),
     field("cta_x", at.CTA_X, "i32"), field("cta_y", at.CTA_Y, "i32"), field("cta_z", at.CTA_Z, "i32"),
-    field("share", at.SHARE), field("block", at.BLOCK), field("block_budget", at.BLOCK_BUDGET), field("midst", at.MIDST, "i32"),
+    field("block", at.BLOCK), field("block_budget", at.BLOCK_BUDGET), field("midst", at.MIDST, "i32"),
     field("shared_window", at.SHARED_WINDOW), field("local_window", at.LOCAL_WINDOW), field("entry", at.ENTRY, "i32")))
 
 
