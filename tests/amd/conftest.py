@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from devrt.amd.device import AmdDevice
 from devrt.amd.driver import connect
 from devrt.device import parse_uri
 from devrt.virtual.system import VirtualSystem, make_system
+from tests.garbage import collect
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def machine() -> Iterator[Callable[[str], VirtualSystem]]:
         systems.append(make_system(parse_uri(f"virtual:amd/{topology}")))
         return systems[-1]
     yield make
-    gc.collect()
+    collect()
     for system in systems:
         if id(system) in driver._drivers:
             connect(system).close()

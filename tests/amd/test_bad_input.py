@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from devrt.device import (
 from devrt.ioctl.machine import MachineSystem
 from devrt.ioctl.system import System
 from devrt.virtual.system import VirtualSystem
+from tests.garbage import collect
 
 Machine = Callable[[str], VirtualSystem]
 TOPOLOGY = "/sys/class/kfd/kfd/topology"
@@ -128,7 +128,7 @@ CALLS = [("GET_VERSION", 1), ("GET_PROCESS_APERTURES_NEW", 1), ("ACQUIRE_VM", 1)
 def test_any_call_may_fail(machine: Machine, call: str, at: int, number: str) -> None:
     """Opening ends in one of devrt's errors and leaves nothing; then it works."""
     system = machine("gfx1100")
-    gc.collect()
+    collect()
     before = descriptors(), mappings()
     system.faults.inject(f"errno={number}:{call}@{at}")
     try:
@@ -143,7 +143,7 @@ def test_any_call_may_fail(machine: Machine, call: str, at: int, number: str) ->
     again.compute.wait(again.compute.submit(again.command_list()), 10)
     again.close()
     del again
-    gc.collect()
+    collect()
     connect(system).close()
     assert (descriptors(), mappings()) == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +10,7 @@ from gpu_machines import VENDORS, Vendor, leave
 from devrt.device import parse_uri
 from devrt.gpu.device import GpuDevice
 from devrt.virtual.system import VirtualSystem, make_system
+from tests.garbage import collect
 
 
 @pytest.fixture(scope="module", params=VENDORS, ids=lambda vendor: vendor.name)
@@ -28,7 +28,7 @@ def machine(vendor: Vendor) -> Iterator[Callable[[str], VirtualSystem]]:
         systems.append(make_system(parse_uri(f"virtual:{vendor.name}/{topology}")))
         return systems[-1]
     yield make
-    gc.collect()
+    collect()
     for system in systems:
         leave(system)
         system.shut_down()
@@ -55,6 +55,6 @@ def device(vendor: Vendor) -> Iterator[GpuDevice]:
     yield device
     device.close()
     del device
-    gc.collect()
+    collect()
     leave(system)
     system.shut_down()

@@ -137,6 +137,7 @@ import os, sys, gc
 import numpy as np
 import devrt
 from devrt.device import DeviceLost
+from tests.garbage import collect
 device = devrt.open("{vendor.uri}")
 x = devrt.asarray(np.arange(1000.0), device="{vendor.uri}")
 child = os.fork()
@@ -146,7 +147,7 @@ if not child:
     except DeviceLost as error:
         lost = "forked" in error.what
     del x
-    gc.collect()
+    collect()
     y = devrt.asarray(np.arange(500.0), device="{vendor.uri}").numpy()
     os._exit(0 if lost and y.sum() == 124750 else 1)
 _, status = os.waitpid(child, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 import weakref
@@ -16,6 +15,7 @@ from devrt.device import Buffer, Device, InvalidArgument, OutOfMemory, Placement
 from devrt.gpu.device import GpuDevice
 from devrt.gpu.memory import Ledger
 from devrt.virtual.system import VirtualSystem
+from tests.garbage import collect
 
 Opened = Callable[..., GpuDevice]
 Machine = Callable[[str], VirtualSystem]
@@ -97,10 +97,10 @@ def test_dropped_buffers_come_back_but_not_while_a_view_lives(device: GpuDevice)
     buffer = device.alloc(4 << 20, Placement.HOST)
     view = np.frombuffer(buffer.host(), np.uint8)
     del buffer
-    gc.collect()
+    collect()
     assert device.host_memory.usage().live == before + (4 << 20)
     del view
-    gc.collect()
+    collect()
     assert device.host_memory.usage().live == before
 
 
@@ -117,7 +117,7 @@ def test_out_of_vram_says_how_much_and_leaves_the_rest_usable(opened: Opened, ve
     data = device.alloc(1000, Placement.HOST)
     transfer(device, kept[-1], data, 1000)
     kept.clear()
-    gc.collect()
+    collect()
     assert device.alloc(128 << 20).nbytes == 128 << 20  # what was kept for reuse in other sizes is given up
 
 
@@ -152,12 +152,12 @@ def test_wrap_does_not_copy_and_keeps_the_owner(device: GpuDevice) -> None:
     value = device.transfer.submit(commands, wait=[(go, 1)])
     device.free(first)
     del first, commands
-    gc.collect()
+    collect()
     assert reference() is not None
     go.signal(1)
     device.transfer.wait(value, 30)
     device.retirement.collect()
-    gc.collect()
+    collect()
     assert reference() is None
     with pytest.raises(InvalidArgument):
         device.wrap(0, 8, None)
@@ -166,7 +166,7 @@ def test_wrap_does_not_copy_and_keeps_the_owner(device: GpuDevice) -> None:
 def test_wrapping_what_is_not_memory(device: GpuDevice) -> None:
     hole = mmap.mmap(-1, 1 << 20)
     address = np.frombuffer(hole, np.uint8).ctypes.data
-    gc.collect()
+    collect()
     hole.close()
     before = mappings()
     with pytest.raises((Unsupported, InvalidArgument)):
@@ -217,14 +217,14 @@ def test_nothing_is_left_after_close(machine: Machine, vendor: Vendor) -> None:
         device.close()
         device.close()
         del source, far, visible, wrapped
-        gc.collect()
+        collect()
 
     once()
-    gc.collect()
+    collect()
     before = descriptors(), mappings()
     for _ in range(3):
         once()
-    gc.collect()
+    collect()
     assert (descriptors(), mappings()) == before
 
 
@@ -236,10 +236,10 @@ def test_views_outlive_close(machine: Machine, vendor: Vendor) -> None:
     small.host()[:] = b"x" * 100
     device.close()
     del large
-    gc.collect()
+    collect()
     assert (view == 9).all() and bytes(small.host()) == b"x" * 100
     del view
-    gc.collect()
+    collect()
 
 
 def test_the_ledger_names_what_is_nearest() -> None:

@@ -103,7 +103,7 @@ def test_waiting_times_out_with_evidence(device: GpuDevice) -> None:
     start = time.monotonic()
     with pytest.raises(DeviceHang, match="stayed at") as caught:
         device.compute.wait(value, 0.2)
-    assert 0.2 <= time.monotonic() - start < 3
+    assert time.monotonic() - start >= 0.2
     assert caught.value.expected == value and "compute queue" in caught.value.evidence and caught.value.remedy
     with pytest.raises(DeviceHang):
         go.wait(2, 0.05)
@@ -127,21 +127,21 @@ def test_waiting_sleeps(device: GpuDevice) -> None:
 def test_several_threads_wait_for_one_queue(device: GpuDevice) -> None:
     go, empty = device.signal(), device.command_list()
     value = device.compute.submit(empty, wait=[(go, 1)])
-    waited: list[float] = []
+    waited: list[int] = []
 
     def wait() -> None:
         device.compute.wait(value, 10)
-        waited.append(time.monotonic())
+        waited.append(device.compute.completed)
 
     threads = [threading.Thread(target=wait) for _ in range(4)]
     for thread in threads:
         thread.start()
     time.sleep(0.1)
-    raised = time.monotonic()
+    assert not waited
     go.signal(1)
     for thread in threads:
         thread.join(10)
-    assert len(waited) == 4 and max(waited) - raised < 1
+    assert waited == [value] * 4
 
 
 def test_signals_only_grow(device: GpuDevice) -> None:

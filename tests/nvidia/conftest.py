@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +10,7 @@ from devrt.device import parse_uri
 from devrt.nvidia import driver
 from devrt.nvidia.device import NvidiaDevice
 from devrt.virtual.system import VirtualSystem, make_system
+from tests.garbage import collect
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def machine() -> Iterator[Callable[[str], VirtualSystem]]:
         systems.append(make_system(parse_uri(f"virtual:nvidia/{topology}")))
         return systems[-1]
     yield make
-    gc.collect()
+    collect()
     left = [driver._drivers[id(system)] for system in systems if id(system) in driver._drivers]
     for one in left:
         one.abandon()

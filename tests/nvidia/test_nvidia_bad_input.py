@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,6 +28,7 @@ from devrt.nvidia import driver as drivers
 from devrt.nvidia.device import NvidiaDevice
 from devrt.nvidia.driver import Driver
 from devrt.virtual.system import VirtualSystem
+from tests.garbage import collect
 
 Machine = Callable[[str], VirtualSystem]
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (dvs-builder@U22-I3-AM14-09-3)\n"
@@ -101,7 +101,7 @@ def test_both_flavours_of_the_module_are_driven(machine: Machine, monkeypatch: p
         assert device.driver.flavour == flavour
         device.close()
         del device
-        gc.collect()
+        collect()
 
 
 def test_a_sandbox_without_the_drivers_files(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_sandbox_without_the_drivers_files(machine: Machine, monkeypatch: pyte
     assert device.driver.flavour == "unknown"
     device.close()
     del device
-    gc.collect()
+    collect()
 
 
 @pytest.mark.parametrize("driver", ["570.133.20", "580.105.08", "590.44.01", "595.45.04"])
@@ -193,7 +193,7 @@ def test_any_call_may_fail(machine: Machine, call: str, at: int) -> None:
     """Opening ends in one of devrt's errors and leaves nothing; then it works."""
     system = machine("sm_90")
     opens(system)
-    gc.collect()
+    collect()
     before = descriptors(), mappings()
     status, kind = list(KINDS.items())[(at + len(call)) % len(KINDS)]
     system.faults.inject(f"status={status}:{call}@{at}")
@@ -205,7 +205,7 @@ def test_any_call_may_fail(machine: Machine, call: str, at: int) -> None:
         assert (call, at) in NOT_NEEDED
     assert system.faults.taken
     opens(system)
-    gc.collect()
+    collect()
     assert (descriptors(), mappings()) == before
     assert id(system) not in drivers._drivers
 

@@ -4,7 +4,6 @@ what does not."""
 from __future__ import annotations
 
 import errno
-import gc
 import os
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from devrt.nvidia import driver as drivers
 from devrt.nvidia.device import NvidiaDevice
 from devrt.virtual.nvidia.driver import NvidiaDriver
 from devrt.virtual.system import VirtualSystem
+from tests.garbage import collect
 
 Machine = Callable[[str], VirtualSystem]
 Opened = Callable[..., NvidiaDevice]
@@ -105,7 +105,7 @@ def test_nothing_of_an_instance_is_left_open(machine: Machine) -> None:
     left = []
     for _ in range(2):
         NvidiaDevice("test:2", system, 2).close()
-        gc.collect()
+        collect()
         left.append(len(os.listdir("/proc/self/fd")))
     assert left[0] == left[1] and not behind(system).clients and id(system) not in drivers._drivers
 

@@ -6,7 +6,6 @@ A recording is made by `python -m tests.hw.nvidia.record nvidia:0 run.jsonl` and
 from __future__ import annotations
 
 import dataclasses
-import gc
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from devrt.ioctl.recording import Call, RecordingSystem, load
 from devrt.nvidia import driver
 from devrt.nvidia.device import NvidiaDevice
 from devrt.virtual.system import make_system
+from tests.garbage import collect
 from tests.hw.nvidia.record import small_run
 from tests.virtual.nvidia.recorded import acts, difference, driver_of, facts, model_of
 
@@ -35,7 +35,7 @@ def run(machine: str) -> list[Call]:
         finally:
             device.close()
             del device
-            gc.collect()  # what signals hold is freed by finalizers
+            collect()  # what signals hold is freed by finalizers
         return recording.calls
     finally:
         system.shut_down()
