@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -145,6 +146,7 @@ class AddressSpace:
     def __init__(self, system: System) -> None:
         self._system = system
         self._tables: dict[int, NDArray[np.uint64]] = {}
+        self._lock = threading.Lock()  # held while leaf entries change: the driver unmaps while a GPU takes marks away
         self.root = self._table()
 
     def close(self) -> None:
@@ -179,13 +181,16 @@ class AddressSpace:
         """Let pages from `va` on be those at `host`. All three are multiples of PAGE."""
         if va % PAGE or host % PAGE or va <= 0 or va + nbytes > SPAN:
             raise ValueError(f"{va:#x} and {host:#x} can't be mapped")
-        for entries, done in self._leaves(va, nbytes):
-            start = host + done * PAGE
-            entries[:] = np.arange(start, start + len(entries) * PAGE, PAGE, dtype=np.uint64) | np.uint64(access | Access.VALID)
+        with self._lock:
+            for entries, done in self._leaves(va, nbytes):
+                start = host + done * PAGE
+                hosts = np.arange(start, start + len(entries) * PAGE, PAGE, dtype=np.uint64)
+                entries[:] = hosts | np.uint64(access | Access.VALID)
 
     def unmap(self, va: int, nbytes: int) -> None:
-        for entries, _ in self._leaves(va, nbytes):
-            entries[:] = 0
+        with self._lock:
+            for entries, _ in self._leaves(va, nbytes):
+                entries[:] = 0
 
     def entry(self, va: int) -> int:
         """The leaf entry of an address, 0 where there is none."""
@@ -227,7 +232,8 @@ class AddressSpace:
                 used = np.flatnonzero(marks)
                 if not len(used):
                     continue
-                leaf[used] &= ~np.uint64(MARKS)
+                with self._lock:
+                    leaf[used] &= ~np.uint64(MARKS)
                 first, marks = (int(i) << 24 | int(j) << 12), marks[used]
                 cuts = np.flatnonzero((np.diff(used) != 1) | (marks[1:] != marks[:-1])) + 1
                 for run in np.split(np.arange(len(used)), cuts):

@@ -170,7 +170,7 @@ class VirtualGpu:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._looks = False
 
     @property
     def runners(self) -> Sequence[_Runner]:
@@ -200,8 +200,7 @@ class VirtualGpu:
         runner = self._find(channel)
         with runner.gate.first():
             runner.enabled = on
-        if on:
-            runner.look()  # what it was rung for meanwhile
+        self._looks = True  # at what it was rung for meanwhile
 
     def settle(self) -> None:
         """Wait until every channel's turn has ended: nothing goes on with pages that were unmapped before."""
@@ -248,10 +247,8 @@ class VirtualGpu:
 
     def _rung(self) -> None:
         token = atomics.update(self._bell_at, 4, lambda value: QUIET)
-        runners = self._runners
-        if any(runner.channel.token == token for runner in runners):
-            for runner in runners:
-                runner.look()
+        if any(runner.channel.token == token for runner in self._runners):
+            self._looks = True
 
     def _loop(self) -> None:
         pace = Pace()
@@ -266,6 +263,10 @@ class VirtualGpu:
             if self._bell[0] != QUIET:
                 self._rung()
                 worked = True
+            if self._looks:
+                self._looks = False
+                for runner in self._runners:
+                    runner.look()
             for runner in runners:
                 worked |= runner.turn()
             pace.rest(worked)
