@@ -67,7 +67,9 @@ _TWO_STEPS = {"HMMA": ("16816", "TF32"), "IMMA": ("16832", "16864"), "BMMA": ("1
 def _matrix(i: Instruction, sm: int) -> str:
     """Matrix products: small ones of integers, and those that collect their operands in one step, and in two. A product of
     4-bit integers is as one of 8 bits of half the depth."""
-    if sm >= 100 or i.op == "QMMA":
+    if i.op == "QMMA" and sm < 100:
+        return "mma1" if "16816" in i.mods else "mma2"
+    if sm >= 100:
         return "imma" if i.op == "IMMA" else "mma2"
     if i.op == "IMMA" and "16832" in i.mods and any("4" in m for m in i.mods if m != "16832"):
         return "mma1"

@@ -125,6 +125,8 @@ class _Row:
         self.holds = _HOLDS if self.guarded and all(word != self.guard for word, _ in self.writes) else 0
         self.fixed = [(word, role) for word, role in self.writes if role not in t.decoupled]
         self.variable = [word for word, role in self.writes if role in t.decoupled]
+        # ATOM's predicate, whether the address is a global one, is there when the address was read: ptxas waits for that alone.
+        self.early = self.released if i.op == "ATOM" else self.written_under
 
 
 def hazards(blocks: Mapping[int, FlowBlock], entry: int, sm: int) -> dict[int, str]:
@@ -198,7 +200,8 @@ def _under_way(row: _Row, state: _State, cycle: int) -> None:
     for word, role in row.fixed:
         state.written.setdefault(word, {})[role, row.guarded] = (cycle, address)
     for word in row.variable:
-        state.coming.setdefault(word, {})[address] = row.written_under | row.holds
+        under = row.written_under if word < latency.R_END else row.early
+        state.coming.setdefault(word, {})[address] = under | row.holds
     for board in range(_BOARDS):
         if row.released >> board & 1:
             state.taken[board] = (cycle, address)

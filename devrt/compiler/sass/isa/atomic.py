@@ -107,5 +107,11 @@ ROWS: tuple[Row, ...] = (
         where=DESCRIBED, words=WORDS),
     row("ATOMG.E.ADD", 0x9A3, "Pu Rd*size", "at Rb*size", FLOAT_90, ORDER, sms=BLACKWELL, fixed={63: 1, 72: 1, 90: 3, **NORMAL},
         where=DESCRIBED, words=WORDS),
+    row("ATOM.E.ADD", 0x9A2, "Pu Rd*size", "at Rb*size", FLOAT_90, ORDER, sms=HOPPER, fixed={70: 3, 72: 1, 91: 1, **NORMAL},
+        where=DESCRIBED, words=WORDS),
+    row("ATOM.E.ADD", 0x9A2, "Pu Rd*size", "at Rb*size", FLOAT_90, ORDER, sms=BLACKWELL, fixed={63: 1, 72: 1, 90: 3, **NORMAL},
+        where=DESCRIBED, words=WORDS),
+    row("ATOM", 0x38B, "Pu Rd*size", "at Rb*size Rc*size", EXTENDED, always("CAST.SPIN"), CAS_TYPE, ORDER, sms=SINCE_90,
+        fixed={87: 3, **NORMAL}, where=PLAIN_AT, words=WORDS),
     *REDUCTIONS, *SHARED,
 )

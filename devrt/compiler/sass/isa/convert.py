@@ -6,7 +6,7 @@ from typing import Any
 
 from devrt.compiler.sass.isa.fields import Group, always, bits, choice, flag
 from devrt.compiler.sass.isa.floats import FTZ, ROUND
-from devrt.compiler.sass.isa.form import ALL, SINCE_80, SINCE_86, SINCE_89, SINCE_90, TO_89, Alu, Marks, alu
+from devrt.compiler.sass.isa.form import ALL, BLACKWELL, SINCE_80, SINCE_86, SINCE_89, SINCE_90, TO_89, Alu, Marks, alu
 
 HALF = {32: Marks(63, 62, choice(60, 1, "", "H1"))}          # reads the low half, or the high one
 BYTE = {32: Marks(select=choice(60, 2, "", "B1", "B2", "B3"))}
@@ -91,16 +91,18 @@ PACK_INTEGERS = (
 
 # Floats of 8 bits, two at a time
 PACK_8 = (
-    alu("F2FP.SATFINITE", 0x03E, "Rd", "A B C", choice(76, 1, "E5M2", "E4M3"), always("F32.PACK_AB_MERGE_C"),
+    alu("F2FP.SATFINITE", 0x03E, "Rd", "A B C", flag("RELU", 75), choice(76, 1, "E5M2", "E4M3"), always("F32.PACK_AB_MERGE_C"),
         fixed={77: 3, 87: 9}, kinds="1", sms=SINCE_89),
-    alu("F2FP.SATFINITE", 0x03E, "Rd", "B C", choice(76, 1, "E5M2", "E4M3"), always("F16.UNPACK_B_MERGE_C"),
+    alu("F2FP.SATFINITE", 0x03E, "Rd", "B C", flag("RELU", 75), choice(76, 1, "E5M2", "E4M3"), always("F16.UNPACK_B_MERGE_C"),
         fixed={24: 255, 73: 1, 77: 1, 87: 9}, kinds="1", sms=SINCE_89),
     alu("F2FP", 0x03E, "Rd", "B", flag("RELU", 75), always("F16"), choice(73, 1, "E5M2", "E4M3"), always("UNPACK_B"),
         fixed={24: 255, 64: 255, 74: 1, 89: 1}, kinds="1", places={32: Marks(select=choice(88, 1, "", "H1"))}, sms=SINCE_89),
 )
 
-PACK_TF32 = alu("F2FP", 0x03E, "Rd", "B", flag("RELU", 75), always("TF32.F32.PACK_B"), kinds="1", sms=SINCE_90,
-                fixed={24: 255, 64: 255, 76: 1, 78: 1, 86: 1, 89: 1})
+PACK_TF32 = tuple(
+    alu("F2FP", 0x03E, "Rd", "B", *finite, flag("RELU", 75), always("TF32.F32.PACK_B"), ROUND_PACK, kinds="1", sms=sms,
+        fixed={24: 255, 64: 255, 76: 1, 78: 1, 86: 1, 89: 1})
+    for finite, sms in (((), (90,)), ((flag("SATFINITE", 77),), BLACKWELL)))
 
 ROWS = (
     alu("MUFU", 0x108, "Rd", "-|B", MUFU, kinds="156", reuse=""),
@@ -113,7 +115,7 @@ ROWS = (
     *(_int_to_float(to, source) for to in FLOATS for source in BYTES),
     alu("I2F.U32", 0x106, "Rd", "B", ROUND, fixed={75: 2, 84: 2}, kinds="4"),
     *(_round(source) for source in FLOATS),
-    *PACK, *PACK_INTEGERS, *PACK_8, PACK_TF32,
+    *PACK, *PACK_INTEGERS, *PACK_8, *PACK_TF32,
     alu("I2FP.F32", 0x045, "Rd", "B", choice(74, 1, "U32", "S32"), choice(78, 2, "", None, None, "RZ"),
         fixed={75: 2, 84: 2}, kinds="156", sms=SINCE_86),
 )

@@ -36,7 +36,8 @@ def _rows(bf16: bool) -> tuple[Alu, ...]:
         alu("HFMA2.MMA", 0x035, "Rd", "-|A -|B -|C", *mark, FTZ, SAT, sms=matrix, **{**rest, "places": MMA_PLACES}),
         alu("HFMA2.MMA", 0x035, "Rd", "-|A -|B -|C", *mark, FTZ, Group(bits(79), (None, "RELU")), fixed={87: 7}, sms=matrix,
             **{**rest, "places": MMA_PLACES}),
-        alu("HMNMX2", 0x040, "Rd", "-|A -|B Pp", *mark, FTZ, flag("NAN", 81), sms=SINCE_80, **rest),
+        *(alu("HMNMX2", 0x040, "Rd", "-|A -|B Pp", *mark, FTZ, flag("NAN", 81), *more, sms=sms, **rest)
+          for more, sms in (((), (80,)), ((flag("XORSIGN", 82),), SINCE_86))),
         alu("VHMNMX", 0x047, "Rd", "-|A -|B -|C Pp", *mark, FTZ, flag("NAN", 81), flag("XORSIGN", 82), kinds="145", sms=(90,),
             **{**rest, "places": THREE}),
     )

@@ -47,6 +47,7 @@ def _bits(name: str, words: Words, fixed: dict[int, int], sms: tuple[int, ...]) 
     return _rows(f"BMMA.{name}.POPC", 0x03D, words, (), {**fixed, 74: 1, 80: 1}, sms, ("", "", ""), ROW_COL)
 
 
+EIGHTS = (choice(78, 1, "E4M3", "E5M2"), choice(79, 1, "E4M3", "E5M2"))
 
 ROWS = (
     *_floats("1688.F16", (2, 2, 1, 2), {}, (75, *AMPERE_ON)),
@@ -72,10 +73,10 @@ ROWS = (
     *_bits("88128.AND", (2, 1, 1, 2), {78: 1}, (*AMPERE, 90)),
     *_bits("168256.XOR", (4, 4, 2, 4), {76: 1}, AMPERE),
     *_bits("168256.AND", (4, 4, 2, 4), {76: 1, 78: 1}, (*AMPERE, 90)),
-    *_rows("QMMA.16832.F32", 0x07A, (4, 4, 2, 4), (choice(78, 1, "E4M3", "E5M2"), always("E4M3")), {74: 3, 77: 1}, (89,),
-           ("", "", ""), ROW_COL),
-    *_rows("QMMA.16832.F32", 0x07A, (4, 4, 2, 4), (choice(78, 1, "E4M3", "E5M2"), always("E4M3")), {74: 3, 77: 1}, BLACKWELL,
-           ("", "", ""), {}),
+    *(row for k, a, b, depth in ((16816, 2, 1, {74: 1}), (16832, 4, 2, {74: 3}))
+      for name, c, wide in (("F16", 2, {}), ("F32", 4, {77: 1}))
+      for sms, places in (((89,), ROW_COL), (BLACKWELL, {}))
+      for row in _rows(f"QMMA.{k}.{name}", 0x07A, (c, a, b, c), EIGHTS, {**depth, **wide}, sms, ("", "", ""), places)),
     alu("MOVM.16.MT88", 0x03A, "Rd", "A", kinds="1", reuse=""),  # 8 x 8 halves, transposed
     alu("MOVM.U4TO8.M832", 0x03A, "Rd", "A", kinds="1", fixed={75: 1, 78: 1}, reuse="", sms=BLACKWELL),  # nibbles become bytes
 )

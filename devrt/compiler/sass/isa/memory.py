@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from devrt.compiler.sass.instruction import File
 from devrt.compiler.sass.isa.fields import Bits, Group, bits, choice, flag
-from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, Row, Slots, row, uniform_slot
+from devrt.compiler.sass.isa.form import BLACKWELL, SINCE_80, SINCE_90, TO_89, Row, Slots, row, uniform_slot
 from devrt.compiler.sass.isa.slots import AddressSlot, CbufSlot, RegSlot, Slot
 
 SIZE = choice(73, 3, "U8", "S8", "U16", "S16", "", "64", "128")
@@ -93,6 +93,8 @@ def _generic(sms: tuple[int, ...], loads: Group, stores: Group) -> tuple[Row, ..
         )
     return (
         *rows,
+        row("LD.E", 0x980, "Rd*size", "at", *load, sms=sms, fixed={72: 1, 91: 1}, where={"at": summed(32)}, words=WORDS),
+        row("ST.E", 0x985, "", "at Rb*size", *store, sms=sms, fixed={72: 1, 91: 1}, where={"at": summed(64)}, words=WORDS),
         row("LD.E", 0x980, "Rd*size", "at", *load, sms=sms, fixed=described, where={"at": _described(32)}, words=WORDS),
         row("ST.E", 0x985, "", "at Rb*size", *store, sms=sms, fixed=described, where={"at": _described(64)}, words=WORDS),
     )
@@ -106,7 +108,8 @@ ROWS = (
         where=ASYNC),
     row("LDGSTS.E", 0xFAE, "", "to at [Pp]", BYPASS, choice(72, 2, "", "LTC64B", "LTC128B"), choice(74, 2, "", "64", "128"),
         ZFILL, sms=BLACKWELL, fixed={76: 1, 83: 3, 91: 1}, where=ASYNC),
-    row("QSPC", 0x3AA, "Pu Rd", "at", EXTENDED, choice(73, 2, "G", "L", "S"), where={"at": PLAIN}),
+    *(row("QSPC", 0x3AA, "Pu Rd", "at", EXTENDED, choice(73, 2, "G", "L", "S", *more), sms=sms, where={"at": PLAIN})
+      for sms, more in ((TO_89, ()), (SINCE_90, ("D",)))),
     *_generic((75,), LOADS_75, STORES_75),
     *_generic(SINCE_80, LOADS, STORES),
     row("LDS", 0x984, "Rd*size", "at", SIZE, where={"at": shared(0, True)}, words=WORDS),

@@ -46,6 +46,9 @@ def atomic(w: Writer, i: Instruction) -> None:
         old = w.op(f"zext {w.vec('i1')} {same} to {t}")
         for o in outcomes(i):
             w.write_pred(o, same)
+    elif i.op == "ATOM":  # whether it was done: shared memory is reached here, too
+        for o in outcomes(i):
+            w.write_pred(o, w.const("i1", -1))
     out = [o for o in i.dsts if isinstance(o.value, Reg) and o not in outcomes(i)]
     if out:
         if width == 64:
@@ -154,8 +157,8 @@ _SUMS = {
   %sum = add <2 x i32> %raw, %half
   %near = lshr <2 x i32> %sum, splat (i32 16)
   %nan = fcmp uno <2 x float> %s, %s
-  %r = select <2 x i1> %nan, <2 x i32> splat (i32 32767), <2 x i32> %near
-  %r16 = trunc <2 x i32> %r to <2 x i16>
+  %word = select <2 x i1> %nan, <2 x i32> splat (i32 32767), <2 x i32> %near
+  %r16 = trunc <2 x i32> %word to <2 x i16>
   %new = bitcast <2 x i16> %r16 to i32
 """,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devrt.compiler.sass.instruction import File, Imm, Instruction, Operand, Reg
-from devrt.virtual.nvidia.translate.operands import element, integer, outcomes, predicates, result, unsigned, values
+from devrt.virtual.nvidia.translate.operands import element, integer, is_predicate, outcomes, predicates, result, unsigned, values
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
 RULES: dict[str, Rule] = {}
@@ -67,15 +67,24 @@ def lop3(w: Writer, i: Instruction) -> None:
 
 @named(RULES, "PLOP3", "UPLOP3")
 def plop3(w: Writer, i: Instruction) -> None:
-    """Two functions of three predicates."""
-    tables = [o.value.value for o in values(i) if isinstance(o.value, Imm)]
+    """Two functions of three predicates, or signs of registers."""
+    tables = [o.value.value for o in i.srcs if isinstance(o.value, Imm)]
     t = "i1" if w.uniform else "i32"
-    sources = [w.pred(o) if w.uniform else w.mask_of(o) for o in predicates(i)]
-    a, b, c = sources
+    a, b, c = (_truth(w, o) for o in i.srcs if not isinstance(o.value, Imm))
     for o, table in zip(outcomes(i), tables, strict=False):
         assert isinstance(o.value, Reg)
         if not o.value.zero:
             w.set_reg(o.value, lut3(w, t, table & 255, a, b, c, "true" if w.uniform else "-1", "false" if w.uniform else "0"))
+
+
+def _truth(w: Writer, o: Operand) -> str:
+    """A predicate, or whether a register is negative: a bit a lane as i32, in the uniform datapath i1."""
+    if is_predicate(o):
+        return w.pred(o) if w.uniform else w.mask_of(o)
+    if w.uniform or o.select != "SIGN":
+        raise NotTranslated(f"a function of {o}")
+    negative = w.number(w.op(f"icmp slt {w.vec('i32')} {w.word(o)}, zeroinitializer"))
+    return w.op(f"xor i32 {negative}, -1") if o.inv else negative
 
 
 @named(RULES, "SHF", "USHF")
@@ -180,17 +189,29 @@ def bmsk(w: Writer, i: Instruction) -> None:
     w.write(result(i), w.op(f"trunc {wide} {w.op(f'shl {wide} {ones}, {s}')} to {t}"))
 
 
+# PTX ISA, prmt: the nibbles, the lowest byte's last, by mode and bits 1:0 of the selector.
+_MODES = {"F4E": (0x3210, 0x4321, 0x5432, 0x6543), "B4E": (0x5670, 0x6701, 0x7012, 0x0123),
+          "RC8": (0x0000, 0x1111, 0x2222, 0x3333), "ECL": (0x3210, 0x3211, 0x3222, 0x3333),
+          "ECR": (0x0000, 0x1110, 0x2210, 0x3210), "RC16": (0x1010, 0x3232, 0x1010, 0x3232)}
+
+
 @named(RULES, "PRMT", "UPRMT")
 def prmt(w: Writer, i: Instruction) -> None:
-    """Four bytes chosen from {c, a} by the nibbles of b; bit 3 of a nibble spreads the byte's sign."""
+    """Four bytes chosen from {c, a} by the nibbles of b; bit 3 of a nibble spreads the byte's sign. With a mode, bits 1:0 of b
+    say which nibbles."""
     a, chosen, c = values(i)
-    if set(i.mods) & {"F4E", "B4E", "RC8", "ECL", "ECR", "RC16"}:
-        raise NotTranslated(str(i))
+    table = next((nibbles for mode, nibbles in _MODES.items() if mode in i.mods), ())
     if isinstance(chosen.value, Imm) and not w.uniform:
-        w.write(result(i), _bytes(w, w.word(a), w.word(c), chosen.value.value))
+        fixed = chosen.value.value
+        w.write(result(i), _bytes(w, w.word(a), w.word(c), table[fixed & 3] if table else fixed))
         return
     t, wide = w.t("i32"), w.t("i64")
     pair, by = w.pair(w.word(a), w.word(c)), w.word(chosen)
+    if table:
+        low = w.op(f"and {t} {by}, {w.const('i32', 3)}")
+        by = w.const("i32", table[3])
+        for n in range(3):
+            by = w.select(w.op(f"icmp eq {t} {low}, {w.const('i32', n)}"), "i32", w.const("i32", table[n]), by)
     total = w.const("i32", 0)
     for n in range(4):
         nibble = w.op(f"lshr {t} {by}, {w.const('i32', 4 * n)}")

@@ -5,6 +5,8 @@ Sources: CUDA's binary utilities name the operations; what they do is read off w
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from devrt.compiler.sass.instruction import Imm, Instruction, Operand, Reg
 from devrt.virtual.nvidia.translate.operands import element, integer, outcomes, predicates, result, unsigned, values, write
 from devrt.virtual.nvidia.translate.writer import NotTranslated, Rule, Writer, named
@@ -73,13 +75,7 @@ def iadd3(w: Writer, i: Instruction) -> None:
     """Two carries out: one where the sum reaches 1 << 32, one where it reaches 2 << 32."""
     terms, carries, out = values(i), predicates(i) if "X" in i.mods else [], outcomes(i)
     if "64" in i.mods:
-        parts = [w.int64(o) for o in terms]
-        if carries or any(not _none(o) for o in out):
-            raise NotTranslated(f"{i.op} with a carry")
-        total = parts[0]
-        for more in parts[1:]:
-            total = w.op(f"add {w.t('i64')} {total}, {more}")
-        w.write64(result(i), total)
+        _iadd64(w, i, terms, carries, out)
         return
     carries = [o for o in carries if not (isinstance(o.value, Reg) and o.value.zero and o.inv)]
     if all(_none(o) for o in out):
@@ -98,6 +94,24 @@ def iadd3(w: Writer, i: Instruction) -> None:
     w.write(result(i), w.op(f"trunc {t} {total} to {w.t('i32')}"))
     for n, o in enumerate(out):
         w.write_pred(o, w.op(f"icmp uge {t} {total}, {w.const('i64', n + 1 << 32)}"))
+
+
+def _iadd64(w: Writer, i: Instruction, terms: list[Operand], carries: list[Operand], out: list[Operand]) -> None:
+    """A sum of 64 bits, -x as ~x + 1; the carry out of each of its two steps."""
+    t, extra = w.t("i64"), w.const("i64", 0)
+    if len(terms) != 2 or sum(o.neg for o in terms) + len(carries) > 1:
+        raise NotTranslated(str(i))
+    a, b = (w.int64(replace(o, neg=False, inv=o.inv != o.neg)) for o in terms)
+    if any(o.neg for o in terms):
+        extra = w.const("i64", 1)
+    elif carries:
+        extra = carry_in(w, carries[0], "i64")
+    first = w.op(f"add {t} {a}, {b}")
+    total = w.op(f"add {t} {first}, {extra}")
+    w.write64(result(i), total)
+    if not all(_none(o) for o in out):
+        over = [w.op(f"icmp ult {t} {x}, {y}") for x, y in ((first, a), (total, first))]
+        w.write_pred(out[0], w.op(f"or {w.t('i1')} {over[0]}, {over[1]}"))
 
 
 @named(RULES, "VABSDIFF", "VABSDIFF4")

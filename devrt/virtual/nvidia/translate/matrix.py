@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from devrt.compiler.sass.instruction import Instruction, Operand
-from devrt.virtual.nvidia.translate import rounding
+from devrt.virtual.nvidia.translate import convert, rounding
 from devrt.virtual.nvidia.translate.half import packed, raw_halves
 from devrt.virtual.nvidia.translate.writer import LANES, NotTranslated, Rule, Writer, named
 
@@ -137,21 +137,44 @@ def _double(w: Writer, word: str) -> list[str]:
     return [w.cast(word, "i64", "double")]
 
 
+def _eighths(kind: str) -> Unpack:
+    """Four floats of 8 bits, E4M3 or E5M2."""
+    def run(w: Writer, word: str) -> list[str]:
+        t, out = w.vec("i32"), []
+        for n in range(4):
+            byte = w.op(f"trunc {t} {w.op(f'lshr {t} {word}, ' + w.const('i32', 8 * n))} to {w.vec('i8')}")
+            out.append(w.op(f"fptrunc {w.vec('double')} {convert.wide8(w, byte, kind.lower())} to {w.vec('float')}"))
+        return out
+    return run
+
+
 @named(RULES, "HMMA")
 def hmma(w: Writer, i: Instruction) -> None:
     rounding.unknown(i, *SIZES, "F16", "F32", "BF16", "TF32")
     kind = next((m for m in i.mods if m in ("BF16", "TF32")), "F16")
+    unpack = _tf32 if kind == "TF32" else _pairs({"BF16": "bfloat", "F16": "half"}[kind])
+    _floats(w, i, f"h.{kind}", 1 if kind == "TF32" else 2, (unpack, unpack))
+
+
+@named(RULES, "QMMA")
+def qmma(w: Writer, i: Instruction) -> None:
+    rounding.unknown(i, *SIZES, "F16", "F32", "E4M3", "E5M2")
+    kinds = [m for m in i.mods if m in ("E4M3", "E5M2")]
+    first, second = kinds if len(kinds) == 2 else (kinds[0], kinds[0])
+    _floats(w, i, f"q.{first}.{second}", 4, (_eighths(first), _eighths(second)))
+
+
+def _floats(w: Writer, i: Instruction, name: str, held: int, unpack: tuple[Unpack, Unpack]) -> None:
+    """Sums of float32 or float16."""
     wide = "F32" in i.mods
     m, k = size(i)
-    s = Shape(m, k, 1 if kind == "TF32" else 2)
-    unpack = _tf32 if kind == "TF32" else _pairs({"BF16": "bfloat", "F16": "half"}[kind])
+    s = Shape(m, k, held)
     a, b, c = i.srcs[:3]
     if wide:
         sums = [w.cast(x, "i32", "float") for x in words_of(w, c, 4)]
     else:
         sums = [x for word in words_of(w, c, 2) for x in _pairs("half")(w, word)]
-    found = multiply(w, f"h.{m}.{k}.{kind}", s, "float", (unpack, unpack), words_of(w, a, s.a_words), words_of(w, b, s.b_words),
-                     sums)
+    found = multiply(w, f"{name}.{m}.{k}", s, "float", unpack, words_of(w, a, s.a_words), words_of(w, b, s.b_words), sums)
     if wide:
         for n, value in enumerate(found):
             w.write(i.dsts[0], w.cast(rounding.canonical(w, value), "float", "i32"), n)

@@ -165,13 +165,32 @@ def copy(w: Writer, i: Instruction) -> None:
     reading = lanes
     for o in predicates(i):
         reading = w.op(f"and i32 {reading}, {w.mask_of(o)}")
-    writing = lanes if "ZFILL" in i.mods else reading
+    writing, missing = lanes if "ZFILL" in i.mods else reading, ""
+    if "ZFILL" in i.mods:
+        missing = w.op(f"and {w.vec('i64')} {far}, splat (i64 {size - 1})")
+        far = w.op(f"and {w.vec('i64')} {far}, splat (i64 {-size})")
     reading = _aligned(w, far, reading, size)
     w.call("void", "global_load", _C, (w.vec("i64"), far), ("i32", reading), ("i64", str(size)), ("ptr", place(w)), _OK)
     w.check()
+    if missing:
+        _cut(w, missing, size)
     writing = _aligned(w, near, writing, size)
     w.call("void", "shared_store", _C, (w.vec("i64"), near), ("i32", writing), ("i64", str(size)), ("ptr", place(w)), _OK)
     w.check()
+
+
+def _cut(w: Writer, missing: str, size: int) -> None:
+    """Zeros for the last bytes of what is on its way, so many a lane. ptxas asks for parts of a copy by an address that is no
+    multiple of its size: what it is off are the bytes left out."""
+    t = w.vec("i64")
+    for k in range(size // 4):
+        left = w.op(f"sub {t} splat (i64 {size - 4 * k}), {missing}")
+        known = w.call(t, f"llvm.smax.v{LANES}i64", (t, left), (t, "zeroinitializer"), declare=True)
+        whole = w.call(t, f"llvm.smin.v{LANES}i64", (t, known), (t, "splat (i64 4)"), declare=True)
+        bits = w.op(f"shl {t} {whole}, splat (i64 3)")
+        mask = w.op(f"sub {t} {w.op(f'shl {t} splat (i64 1), {bits}')}, splat (i64 1)")
+        kept = w.op(f"and {w.vec('i32')} {moved(w, k)}, {w.op(f'trunc {t} {mask} to ' + w.vec('i32'))}")
+        w.line(f"store {w.vec('i32')} {kept}, ptr {place(w, k)}, align 4")
 
 
 @named(RULES, "LDSM")
@@ -206,17 +225,19 @@ _WHERE = {"S": layout.SHARED_WINDOW, "L": layout.LOCAL_WINDOW}
 
 @named(RULES, "QSPC")
 def qspc(w: Writer, i: Instruction) -> None:
-    """Whether a generic address is one of shared (.S), local (.L) or global (.G) memory."""
+    """Whether a generic address is one of shared (.S), local (.L) or global (.G) memory, or of another block's (.D)."""
     at = address(w, _address_of(i), True)
 
     def inside(space: str) -> str:
         return w.call("i32", "in_window", (w.vec("i64"), at), ("i32", "-1"), ("i64", w.field(_WHERE[space], "i64")))
-    space = next((m for m in i.mods if m in ("S", "L", "G")), "")
+    space = next((m for m in i.mods if m in ("S", "L", "G", "D")), "")
     if space in _WHERE:
         found = inside(space)
     elif space == "G":
         windows = w.op(f"or i32 {inside('S')}, {inside('L')}")
         found = w.op(f"xor i32 {windows}, -1")
+    elif space == "D":  # a cluster is one block
+        found = "0"
     else:
         raise NotTranslated(str(i))
     for o in outcomes(i):

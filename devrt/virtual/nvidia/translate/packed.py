@@ -5,6 +5,7 @@ Sources: CUDA's binary utilities name the operations; what they do is read off w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from devrt.compiler.sass.instruction import Instruction, Operand
@@ -50,16 +51,24 @@ _PARTS = {"U16x2": Parts("i16", 2, False), "S16x2": Parts("i16", 2, True), "16x2
 def parts_of(i: Instruction) -> Parts:
     """Raises NotTranslated for modifiers that mean anything else."""
     names = [m for m in i.mods if m in _PARTS]
-    if len(names) > 1 or set(i.mods) - set(names) - {"RELU"}:
+    if len(names) > 1 or set(i.mods) - set(names) - {"RELU", "ISAT"}:
         raise NotTranslated(str(i))
     return _PARTS[names[0]] if names else Parts("i32", 1, True)
 
 
 @named(RULES, "VIADD", "UVIADD")
 def viadd(w: Writer, i: Instruction) -> None:
+    """A sum; .ISAT: one that does not leave the type's range."""
     p = parts_of(i)
-    a, b = (p.of(w, o) for o in values(i))
-    w.write(result(i), p.word(w, w.op(f"add {p.vector(w)} {a}, {b}")))
+    first, second = values(i)
+    if "ISAT" in i.mods:
+        if first.neg:
+            raise NotTranslated(str(i))
+        how = f"{'s' if p.signed else 'u'}{'sub' if second.neg else 'add'}.sat"
+        total = p.each(w, how, p.of(w, first), p.of(w, replace(second, neg=False)))
+    else:
+        total = w.op(f"add {p.vector(w)} {p.of(w, first)}, {p.of(w, second)}")
+    w.write(result(i), p.word(w, total))
 
 
 @named(RULES, "VIMNMX", "UVIMNMX", "VIMNMX3")
