@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_TURN_S = 1e-3  # how long one queue may keep the engine while others wait
+_TURN_S, _LONE_TURN_S = 1e-3, 5e-3  # how long one queue may keep the GPU while others wait; and where none does
 _FIRST_STEPS = 1024
 # How the engine waits, by the time since it last did anything: it asks on and on, then after short sleeps, then after sleeps
 # that grow with the silence. 6 ms keep an idle GPU well below a hundredth of a core.
@@ -33,11 +33,12 @@ class Share:
     def __init__(self) -> None:
         self.steps = _FIRST_STEPS
 
-    def took(self, seconds: float, whole: bool) -> None:
-        """So many steps, the `whole` share or fewer, took that long."""
-        if seconds > 2 * _TURN_S:
+    def took(self, seconds: float, whole: bool, hurry: bool) -> None:
+        """So many steps, the `whole` share or fewer, took that long. `hurry`: others wait for their turn."""
+        turn = _TURN_S if hurry else _LONE_TURN_S
+        if seconds > 2 * turn:
             self.steps = max(self.steps // 2, 1)
-        elif whole and seconds < _TURN_S / 2:
+        elif whole and seconds < turn / 2:
             self.steps *= 2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -65,17 +65,18 @@ class Marks:
                 book.enter(va, nbytes, marks)
 
 
-def take_turns(run: native.Run, parts: Sequence[Part], share: Share, block: int) -> Generator[None, None, Part | None]:
-    """Run parts until all have ended; each step is a turn. `block` is where a context holds the block that goes on. Returns the
-    part of the lowest blocks that failed."""
+def take_turns(run: native.Run, parts: Sequence[Part], share: Share, block: int,
+               hurry: Callable[[], bool]) -> Generator[None, None, Part | None]:
+    """Run parts until all have ended; each step is a turn. `block` is where a context holds the block that goes on; `hurry`:
+    whether others wait for their turn. Returns the part of the lowest blocks that failed."""
     left, failed = list(parts), None
     while True:
         for part in left:
             part.put(context.SHARE, share.steps)
             part.put(context.CACHED_PAGE, (1 << 64) - 1)
-        began = time.monotonic()
+        began = time.thread_time()  # of this part alone: what other threads and processes take is not the launch's
         results = native.spread(run, [(part.context.ctypes.data, part.begin, part.end) for part in left])
-        share.took(time.monotonic() - began, context.PAUSED in results)
+        share.took(time.thread_time() - began, context.PAUSED in results, hurry())
         failed = next((part for part, result in zip(left, results, strict=True) if result == context.BAD), failed)
         left = [part for part, result in zip(left, results, strict=True)
                 if result == context.PAUSED and (failed is None or part.end <= failed.begin)]

@@ -60,6 +60,7 @@ class Executor:
         self.gfx, self.system, self.budget = gfx, system, budget
         self.kernels: dict[tuple[int, int], Kernel] = {}
         self.clock = np.zeros(1, np.uint64)
+        self.hurry = False  # others wait for their turn
         self._rooms: list[Room] = []  # that no dispatch is in
         self._marks = Marks()
 
@@ -111,7 +112,7 @@ class Executor:
             for offset, value in words.items():
                 part.context[offset:offset + 4].view(np.int32)[0] = value
             parts.append(part)
-        turns = take_turns(kernel.run, parts, kernel.share, layout.GROUP)
+        turns = take_turns(kernel.run, parts, kernel.share, layout.GROUP, lambda: self.hurry)
         while True:
             self._marks.turn(space, d.touched)
             try:

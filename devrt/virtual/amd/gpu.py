@@ -82,6 +82,11 @@ class GpuQueue:
 
     # --- what the engine does ---
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is anything to carry out."""
+        return not self._idle
+
     def turn(self) -> bool:
         """Carry out packets for a while. Returns whether there was anything to do."""
         return turn(self.step)
@@ -259,6 +264,7 @@ class Gpu:
                 self._wake.clear()
                 continue
             worked = False
+            self.executor.hurry = sum(queue.waits for queue in queues) > 1
             for queue in queues:
                 worked |= queue.turn()
             pace.rest(worked)

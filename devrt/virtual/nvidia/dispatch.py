@@ -67,6 +67,7 @@ class Executor:
         self.sm, self.system, self.budget, self.mufu_error = sm, system, budget, mufu_error
         self.kernels: dict[tuple[int, int], Kernel] = {}
         self.clock = np.zeros(1, np.uint64)
+        self.hurry = False  # others wait for their turn
         self._rooms: list[Room] = []  # that no launch is in
         self._marks = Marks()
 
@@ -103,7 +104,7 @@ class Executor:
         masks = _masks(launch)
         banks = self._constants(launch, space, kernel)
         parts = self._parts(launch, space, kernel, room, masks, banks)
-        turns = take_turns(kernel.run, parts, kernel.share, layout.BLOCK)
+        turns = take_turns(kernel.run, parts, kernel.share, layout.BLOCK, lambda: self.hurry)
         while True:
             self._marks.turn(space, launch.touched)
             try:

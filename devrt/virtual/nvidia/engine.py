@@ -50,7 +50,10 @@ class Lost(Exception):
 
 class Runs(Protocol):
     """What runs launches: dispatch.Executor. `code`: (address, bytes) of the instructions of a launch, before it runs. `run`:
-    each step is a turn of it. `collect`: enter in the launch's book what it touched since the last time."""
+    each step is a turn of it. `collect`: enter in the launch's book what it touched since the last time. `hurry`: others wait for
+    their turn."""
+
+    hurry: bool
 
     def code(self, launch: Launch, space: AddressSpace) -> Sequence[tuple[int, bytes]]: ...
     def run(self, launch: Launch, space: AddressSpace) -> Iterator[None]: ...

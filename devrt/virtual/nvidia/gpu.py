@@ -267,6 +267,7 @@ class VirtualGpu:
                 self._looks = False
                 for runner in self._runners:
                     runner.look()
+            self.executor.hurry = sum(runner.track.busy for runner in runners) > 1
             for runner in runners:
                 worked |= runner.turn()
             pace.rest(worked)

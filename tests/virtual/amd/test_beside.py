@@ -197,7 +197,7 @@ def test_groups_in_many_turns(gfx: str, monkeypatch: pytest.MonkeyPatch) -> None
             yield
     run = Executor.run
     monkeypatch.setattr(pace, "_FIRST_STEPS", 1)
-    monkeypatch.setattr(pace.Share, "took", lambda self, seconds, whole: None)
+    monkeypatch.setattr(pace.Share, "took", lambda *told: None)
     monkeypatch.setattr(Executor, "run", counted)
     gpu = Emulator(gfx)  # type: ignore[arg-type]
     groups, size = (3, 1, 2), (20, 5, 3)

@@ -37,6 +37,7 @@ class Player:
     """Runs a Python function in the place of warps: the one registered for the launch's entry. One that yields gives way."""
 
     def __init__(self) -> None:
+        self.hurry = False
         self.plays: dict[int, Play] = {}
         self.seen: list[Launch] = []
 

@@ -30,7 +30,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             yield
     run = Executor.run
     monkeypatch.setattr(pace, "_FIRST_STEPS", 1)
-    monkeypatch.setattr(pace.Share, "took", lambda self, seconds, whole: None)
+    monkeypatch.setattr(pace.Share, "took", lambda *told: None)
     monkeypatch.setattr(Executor, "run", counted)
     return iter([found])
 
@@ -58,12 +58,14 @@ def test_the_fault_of_the_lowest_block_is_told(turns: Iterator[list[int]], monke
 def test_a_share_is_learnt() -> None:
     share = pace.Share()
     first = share.steps
-    share.took(1e-6, whole=True)
+    share.took(1e-6, whole=True, hurry=True)
     assert share.steps == 2 * first
-    share.took(1e-6, whole=False)
+    share.took(1e-6, whole=False, hurry=False)
     assert share.steps == 2 * first
-    share.took(10, whole=False)
+    share.took(4e-3, whole=True, hurry=False)
+    assert share.steps == 2 * first
+    share.took(4e-3, whole=False, hurry=True)
     assert share.steps == first
     for _ in range(40):
-        share.took(10, whole=True)
+        share.took(10, whole=True, hurry=False)
     assert share.steps == 1
