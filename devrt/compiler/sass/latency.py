@@ -232,7 +232,7 @@ _SHARED = ("SHFL", "LDS", "LDSM", "ATOMS", "STS")
 @cache
 def _queues(op: str, mods: tuple[str, ...], sm: int) -> tuple[str, str]:
     p = pipe(Instruction(op, mods), sm)
-    queue = "xu" if op in _XU else op if op in ("S2R", "S2UR", "DMMA", "REDUX") else p if p in ("agu", "f64") else ""
+    queue = "xu" if op in _XU else op if op in ("S2R", "S2UR", "DMMA", "REDUX", "MOVM") else p if p in ("agu", "f64") else ""
     return queue, "shared" if op in _SHARED else "" if queue == "agu" else queue
 
 

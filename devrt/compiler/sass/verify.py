@@ -9,7 +9,8 @@ What hardware does beyond stalls and waits, and who says so:
 - A stall of 0 (with the yield hint, the only way it is encoded) lasts until the instruction has done all it does. ptxas -O0 and
   -G write it on every instruction and take no scoreboard at all, for loads and cp.async neither, and such code runs. basalt
   measured it on an RTX 5070 Ti (its docs/FINDINGS.md, 1): about 37 cycles in a chain of IMADs, and never a wrong result, where 1
-  to 3 are wrong. Nothing is concluded here about what was under way before that instruction.
+  to 3 are wrong. ptxas counts on the time (an ERRBAR of 0 between a predicate and who reads it); beyond that nothing is concluded
+  about what was under way before that instruction.
 - A scoreboard is a counter. DEPBAR.LE SBx, n goes on when at most n are left of those that took it. Only what comes back in the
   order of issue says which ones these are: what shares a writing queue (latency.py). Loads from global memory do not; ptxas
   counts cp.async's groups alone (LDGDEPBAR), which end in order and write no register. Who reads shared memory too early is
@@ -27,6 +28,7 @@ from devrt.compiler.sass.flow import FlowBlock
 from devrt.compiler.sass.instruction import File, Imm, Instruction, Reg
 
 _FORGET = 40     # cycles after which what takes a fixed time is over
+_LONG = 32       # cycles that a stall of 0 takes at least
 _BOARDS = 6
 _COUNTS = 64     # more than DEPBAR can leave
 _HOLDS = 1 << 8  # beside the scoreboards: the guard of that instruction has not changed since
@@ -184,7 +186,7 @@ def _run(rows: list[_Row], state: _State, t: latency.Tables, by_address: Mapping
             _in_order(row, state, by_address)
         else:
             _overwritten(row, state)
-        cycle += max(1, i.control.stall)
+        cycle += i.control.stall or _LONG
     return state.later(cycle)
 
 

@@ -189,6 +189,7 @@ GOOD: dict[str, list[Instruction]] = {
     "DEPBAR of one of two ways": [compare(0, 1, 13), shared(4, write=0), branch(0x40, Operand(p(0))), shared(5, write=0),
                                   shared(6, write=0), depbar(0, 1), add(7, 4)],
     "a stall of 0": [load(4, 2, stall=0), add(5, 4, 0), add(6, 5, 0), store(2, 6, stall=0), add(2, 1)],
+    "a stall of 0 between them": [compare(0, 1, 1), add(5, 4, 0), add(2, 1, guard=Operand(p(0)))],
     "a stall of 0 over what comes": [load(4, 2, write=0), add(4, 1, 0, wait=1), add(5, 4)],
     "opposite guards": [load(4, 2, Operand(p(0)), write=0), add(2, 1, guard=Operand(p(0), inv=True))],
     "a guard that is there": [compare(0, 1, 13), add(2, 1, guard=Operand(p(0)))],
