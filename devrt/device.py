@@ -265,6 +265,7 @@ class Device(Protocol):
 
     uri: str
     properties: Properties
+    loaded: dict[str, Program]  # what the scheduler keeps by name; dropped when the device is closed
 
     @property
     def compute(self) -> Queue: ...

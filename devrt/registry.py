@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import threading
@@ -44,11 +45,12 @@ def open(uri: str | None = None) -> Device:
     parsed = parse_uri(default() if uri is None else uri)
     key = str(parsed)
     with _lock:
-        device = _open.get(key)
-        if device is None or device.closed:
-            backend = _backend(parsed)
-            device = _open[key] = backend.open(parsed, _system(parsed))
-        found: Device = device
+        if key in _open and _open[key].closed:
+            del _open[key]
+            gc.collect()  # what is left of a closed device keeps its nodes open, and a lost GPU starts anew without users only
+        if key not in _open:
+            _open[key] = _backend(parsed).open(parsed, _system(parsed))
+        found: Device = _open[key]
         return found
 
 

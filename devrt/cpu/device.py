@@ -26,6 +26,7 @@ from devrt.device import (
     InvalidArgument,
     OutOfMemory,
     Placement,
+    Program,
     Properties,
 )
 from devrt.ioctl.system import LinuxSystem, System
@@ -47,6 +48,7 @@ class CpuDevice:
         self.processor = _processor()
         self._failure: DevrtError | None = None
         self._workers_gone = False
+        self.loaded: dict[str, Program] = {}
         self._queues: tuple[CpuQueue, ...] = ()
         self._lock = threading.Lock()
         self.retirement = Retirement(self._submitted, self._reached)
@@ -156,6 +158,7 @@ class CpuDevice:
             raise DeviceHang("a kernel did not end while the cpu device was closed", evidence=described,
                              remedy="its memory is kept; look at the kernel's trip counts")
         self._workers_gone = True
+        self.loaded.clear()
         self.retirement.collect()
         self.allocator.close()
 

@@ -22,6 +22,7 @@ from devrt.device import (
     InvalidArgument,
     PermissionDenied,
     Placement,
+    Program,
     Properties,
     Unsupported,
 )
@@ -59,6 +60,7 @@ class GpuDevice(abc.ABC):
         self.ledger = Ledger()
         self.host_visible = False  # whether the host may have written to VRAM
         self._closed = self._gone = False
+        self.loaded: dict[str, Program] = {}
         self._queues: tuple[GpuQueue, ...] = ()
         self._lock = threading.RLock()
         self._failing = threading.Lock()  # of its own: who finds a fault may hold a queue that another waits for with `_lock`
@@ -259,6 +261,7 @@ class GpuDevice(abc.ABC):
         for queue in self._queues:
             queue.close()
         self._gone = True
+        self.loaded.clear()
         self._release()
         self.retirement.collect()
         for allocator in (*self._allocators.values(), self.code_memory):

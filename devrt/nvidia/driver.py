@@ -105,6 +105,8 @@ def version(system: System) -> str:
         finally:
             system.close(fd)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise _cannot_open(error, CONTROL_NODE) from missing
         raise DeviceNotFound("this machine has no NVIDIA kernel driver",
                              evidence=f"{VERSION_FILE} does not exist, and {CONTROL_NODE} says {errno_name(error.errno or 0)}",
                              remedy="load the nvidia and nvidia-uvm modules (sudo modprobe nvidia-uvm); in a container, pass "

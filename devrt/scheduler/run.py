@@ -14,7 +14,6 @@ from devrt.scheduler.storage import Storage, buffer_node, remember
 from devrt.staging import move
 
 _lock = threading.RLock()
-_programs: dict[tuple[int, str], Program] = {}
 
 
 def device_of(roots: Sequence[Node], default: str | None = None) -> Device:
@@ -123,11 +122,10 @@ def program(device: Device, launch: Launch) -> Program:
     """The loaded program of a launch, loaded once a device."""
     compiled = launch.compiled
     assert compiled is not None
-    key = (id(device), compiled.entry)
     with _lock:
-        if key not in _programs:
-            _programs[key] = device.load(compiled.image, compiled.entry)
-        return _programs[key]
+        if compiled.entry not in device.loaded:
+            device.loaded[compiled.entry] = device.load(compiled.image, compiled.entry)
+        return device.loaded[compiled.entry]
 
 
 def realize(nodes: Sequence[Node]) -> list[Node]:

@@ -11,13 +11,9 @@ from pathlib import Path
 import pytest
 
 from devrt.device import parse_uri
-from devrt.ioctl.nv_versions import tables_for
-from devrt.ioctl.recording import Call, RecordingSystem, load
-from devrt.nvidia import driver
-from devrt.nvidia.device import NvidiaDevice
+from devrt.ioctl.recording import Call, load
 from devrt.virtual.system import make_system
-from tests.garbage import collect
-from tests.hw.nvidia.record import small_run
+from tests.hw.nvidia.record import recorded
 from tests.virtual.nvidia.recorded import acts, difference, driver_of, facts, model_of
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("*.jsonl"))
@@ -28,15 +24,7 @@ def run(machine: str) -> list[Call]:
     uri = parse_uri(f"virtual:nvidia/{machine}")
     system = make_system(uri)
     try:
-        recording = RecordingSystem(system, tables=tables_for(driver.version(system)).uapis)
-        device = NvidiaDevice.open(uri, recording)
-        try:
-            small_run(device)
-        finally:
-            device.close()
-            del device
-            collect()  # what signals hold is freed by finalizers
-        return recording.calls
+        return recorded(uri, system)
     finally:
         system.shut_down()
 
