@@ -97,21 +97,24 @@ def iadd3(w: Writer, i: Instruction) -> None:
 
 
 def _iadd64(w: Writer, i: Instruction, terms: list[Operand], carries: list[Operand], out: list[Operand]) -> None:
-    """A sum of 64 bits, -x as ~x + 1; the carry out of each of its two steps."""
-    t, extra = w.t("i64"), w.const("i64", 0)
-    if len(terms) != 2 or sum(o.neg for o in terms) + len(carries) > 1:
+    """A sum of 64 bits, -x as ~x + 1; the carry out of its steps, of which at most two can matter."""
+    t = w.t("i64")
+    parts = [w.int64(replace(o, neg=False, inv=o.inv != o.neg)) for o in terms if not (_none(o) and not o.neg and not o.inv)]
+    ones = sum(o.neg for o in terms)
+    carried = not all(_none(o) for o in out)
+    if carried and (len(parts) > 2 or ones + len(carries) > 1):
         raise NotTranslated(str(i))
-    a, b = (w.int64(replace(o, neg=False, inv=o.inv != o.neg)) for o in terms)
-    if any(o.neg for o in terms):
-        extra = w.const("i64", 1)
-    elif carries:
-        extra = carry_in(w, carries[0], "i64")
-    first = w.op(f"add {t} {a}, {b}")
-    total = w.op(f"add {t} {first}, {extra}")
+    total, over = parts[0] if parts else w.const("i64", 0), []
+    for more in (*parts[1:], *[w.const("i64", 1)] * ones, *(carry_in(w, o, "i64") for o in carries)):
+        total = w.op(f"add {t} {total}, {more}")
+        if carried:
+            over.append(w.op(f"icmp ult {t} {total}, {more}"))
     w.write64(result(i), total)
-    if not all(_none(o) for o in out):
-        over = [w.op(f"icmp ult {t} {x}, {y}") for x, y in ((first, a), (total, first))]
-        w.write_pred(out[0], w.op(f"or {w.t('i1')} {over[0]}, {over[1]}"))
+    if carried:
+        any_ = over[0] if over else w.const("i1", 0)
+        for more in over[1:]:
+            any_ = w.op(f"or {w.t('i1')} {any_}, {more}")
+        w.write_pred(out[0], any_)
 
 
 @named(RULES, "VABSDIFF", "VABSDIFF4")
