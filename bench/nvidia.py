@@ -4,7 +4,7 @@
     python bench/nvidia.py --only gemm         rows whose name contains it (may be given several times)
     python bench/nvidia.py --quick             fewer rounds, smaller arrays
     python bench/nvidia.py --mib 4 --side 256  sizes of arrays and of square matrices
-    python bench/nvidia.py --write             bench/results/<the GPU's name>.md and .json
+    python bench/nvidia.py --write [FOLDER]    bench/results/<the GPU's name>.md and .json, or in FOLDER; after every row
 
 In each round every peer has one turn, so that noise hits all alike; results are compared before anything is timed. Every call
 waits for its result. Peers that are not here are named with the reason; devrt itself needs none of them.
@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report import Progress, destination, environment, heading, load, record, write
+from report import RESULTS, Progress, environment, heading, load, record, write
 
 # isort: split
 import numpy as np
@@ -34,6 +34,8 @@ from devrt.benchmark.measure import duration, interleave, rate
 from devrt.compiler.lir import Builder
 from devrt.compiler.sass import backend, target
 from devrt.device import Device, Placement
+from devrt.ioctl.nv_versions import VERSION_FILE
+from devrt.nvidia.device import NvidiaDevice
 
 try:
     import torch
@@ -254,6 +256,14 @@ def markdown(name: str, env: dict[str, Any], rows: list[Row], raw: str) -> str:
             + f"{table(rows, 'pipe')}\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
 
 
+def simulated(device: NvidiaDevice) -> bool:
+    """Whether a virtual GPU is measured: by its URI, or, under `devrt virtual exec`, by what its driver says."""
+    try:
+        return devrt.device.parse_uri(device.uri).virtual or "virtual@devrt" in device.system.read_text(VERSION_FILE)
+    except OSError:
+        return False
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="nvidia:0")
@@ -262,34 +272,33 @@ def main() -> int:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--mib", type=int, help="size of large arrays")
     parser.add_argument("--side", type=int, help="of square matrices")
-    parser.add_argument("--json", type=destination, metavar="FILE")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write", nargs="?", type=Path, const=RESULTS, metavar="FOLDER")
     args = parser.parse_args()
     if torch is not None and torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-    device = devrt.open(args.device)
+    device: NvidiaDevice = devrt.open(args.device)  # type: ignore[assignment]
     name = device.properties.name
     env = environment(("numpy", "torch", "triton", "llvmlite")) | {"gpu": name, "isa": device.properties.isa,
                                                                   "driver": device.driver.version}
     size, side = (args.mib or (64 if args.quick else 1024)) << 20, args.side or (2048 if args.quick else 8192)
     wanted = [c for c in cases(size, side) if not args.only or any(o in c.name for o in args.only)]
     progress = Progress(len(wanted))
-    rows = []
+    stem = re.sub(r"[^a-z0-9]+", "-", name.partition(" (")[0].lower().removeprefix("nvidia ").strip()).strip("-")
+    virtual = simulated(device)
+    env |= {"simulated": "yes"} if virtual else {}
+    rows: list[Row] = []
     for case in wanted:
         progress.begin(case.name)
         rows.append(measure(case, device, args.rounds or (5 if args.quick else 15), progress.tick))
         progress.end()
+        env["load after"] = load()
+        if args.write and not (virtual and args.write == RESULTS):
+            write(stem, markdown(name, env, rows, f"{stem}.json"), record(env, rows), args.write)
     progress.clear()
-    env["load after"] = load()
     print(table(rows, "simple"))
-    stem = re.sub(r"[^a-z0-9]+", "-", name.partition(" (")[0].lower().removeprefix("nvidia ").strip()).strip("-")
-    if args.json:
-        args.json.write_text(record(env, rows))
-    if devrt.device.parse_uri(args.device).virtual:
+    if virtual:
         print("SIMULATED: the times are of this host playing the GPU; nothing is written to bench/results")
-    elif args.write:
-        write(stem, markdown(name, env, rows, f"{stem}.json"), record(env, rows))
     return 1 if any(row["failed"] or row.get("differs") for row in rows) else 0
 
 

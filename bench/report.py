@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,9 @@ os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{SCRATCH.name}/inductor", "CACHEDB":
 
 
 def git(*arguments: str) -> str:
+    """What git says; nothing on a machine without it."""
+    if shutil.which("git") is None:
+        return ""
     return subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True).stdout.strip()
 
 
@@ -71,11 +75,11 @@ def destination(text: str) -> Path:
     return path
 
 
-def write(name: str, markdown: str, raw: str) -> None:
-    """bench/results/<name>.md and .json."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(markdown)
-    (RESULTS / f"{name}.json").write_text(raw)
+def write(name: str, markdown: str, raw: str, folder: Path = RESULTS) -> None:
+    """<folder>/<name>.md and .json."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.md").write_text(markdown)
+    (folder / f"{name}.json").write_text(raw)
 
 
 class Progress:
