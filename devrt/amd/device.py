@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -61,7 +62,8 @@ class AmdDevice(GpuDevice):
             if self.driver.renewed:
                 self._try()
         except BaseException:
-            self.close()
+            with contextlib.suppress(DevrtError):  # what came first is told
+                self.close()
             raise
         self._opened()
 

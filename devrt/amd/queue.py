@@ -159,8 +159,10 @@ class AmdQueue(GpuQueue):
 
     def close(self) -> None:
         """Stop it where it is; what is queued is dropped."""
-        super().close()
-        self.device.gpu.driver.destroy_event(self._event)
+        try:
+            super().close()
+        finally:
+            self.device.gpu.driver.destroy_event(self._event)
 
     # ----- writing
 

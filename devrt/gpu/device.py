@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import abc
 import atexit
+import contextlib
 import copy
 import dataclasses
 import os
@@ -250,7 +251,7 @@ class GpuDevice(abc.ABC):
 
     def close(self) -> None:
         """Stop the queues where they are and give memory back. Buffers and their views stay readable until they are dropped.
-        Closing twice is harmless."""
+        Closing twice is harmless. Raises what the driver refused, once everything else is given back."""
         with self._lock:
             if self._closed:
                 return
@@ -258,14 +259,18 @@ class GpuDevice(abc.ABC):
         self.fail(DeviceLost(f"{self.uri} was closed", remedy="open it again"))
         _open.discard(self)
         self._deaf()
-        for queue in self._queues:
-            queue.close()
+        with contextlib.ExitStack() as last:  # what is put on it is done from the end on
+            for allocator in (*self._allocators.values(), self.code_memory):
+                last.callback(allocator.close)
+            last.callback(self._stopped)
+            for queue in self._queues[::-1]:
+                last.callback(queue.close)
+
+    def _stopped(self) -> None:
         self._gone = True
         self.loaded.clear()
         self._release()
         self.retirement.collect()
-        for allocator in (*self._allocators.values(), self.code_memory):
-            allocator.close()
 
     @abc.abstractmethod
     def _deaf(self) -> None:

@@ -8,6 +8,7 @@ alone. What a ring holds is over when the submission is, so its room is counted 
 from __future__ import annotations
 
 import abc
+import contextlib
 import itertools
 import threading
 import time
@@ -170,10 +171,10 @@ class GpuQueue(abc.ABC):
 
     def close(self) -> None:
         """Stop it where it is; what is queued is dropped."""
-        with self._lock:
+        with self._lock, contextlib.ExitStack() as last:
+            last.callback(self._flight.clear)
             while self._rings:
-                self._rings.popitem()[1].close()
-            self._flight.clear()
+                last.callback(self._rings.popitem()[1].close)
 
     def after_fork(self) -> None:
         """In a forked child: whoever held the lock is not here."""
