@@ -25,5 +25,5 @@ step() {
   return "$status"
 }
 
-# A test that hangs says where after a minute, long before its step ends.
+# A test that hangs is ended by tests/hw/conftest.py, or says where after a minute, long before its step ends.
 tests=("$PYTHON" -m pytest -v --tb=short --maxfail=20 -p no:cacheprovider -o faulthandler_timeout=$((60 * PATIENCE)))
