@@ -83,7 +83,9 @@ def run_devices(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:
-        table = [[row["uri"], row["name"], row["isa"], f"{int(row['memory_bytes']) / (1 << 30):.1f} GiB"] for row in rows]
+        # "-": not known without opening the device.
+        table = [[row["uri"], row["name"], row["isa"], f"{int(row['memory_bytes']) / (1 << 30):.1f} GiB" if row["memory_bytes"]
+                  else "-"] for row in rows]
         print(tabulate.tabulate(table, headers=["uri", "name", "isa", "memory"], colalign=("left", "left", "left", "right")))
     return OK
 
