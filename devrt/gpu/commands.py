@@ -67,8 +67,8 @@ class Segment(NamedTuple):
 
 class Instance:
     """One copy of a list's packets and arguments in GPU memory. `head` is what a submission of the whole list takes where that
-    is one segment, `flight` has the last submission of it on each queue, `stamps` (where the nanoseconds go, the address
-    where the GPU writes its clock)."""
+    is one segment and a queue's own engine runs it, `flight` has the last submission of it on each queue, `stamps` (where the
+    nanoseconds go, the address where the GPU writes its clock)."""
 
     __slots__ = ("allocator", "arguments", "block", "flight", "head", "outdated", "segments", "stamps")
 

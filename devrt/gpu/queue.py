@@ -110,21 +110,22 @@ class GpuQueue(abc.ABC):
             if device.host_visible:
                 device.flush_host_writes()
             ends: list[tuple[Any, Any]] = []
+            told = ring.told
             self._flight.append((value, ends, commands, instance, (profile, *wait, *signal)))
             try:
-                if instance.head is not None and not wait and not signal and self._last is ring:
+                if instance.head is not None and instance.segments[0].compute is self._compute and not wait and not signal \
+                        and self._last is ring:
                     self._plain(ring, instance.head, value)
-                    self.submitted = value
                     ring.kick()
                     ends.append((ring, ring.told))
                 else:
                     self._write(instance, value, wait, signal, ends)
-                    self.submitted = value
-            except BaseException:
-                if not ends and self.submitted < value:  # no engine knows of it
+            finally:  # Ctrl-C may come between any two lines
+                if ends or ring.told != told:
+                    self.submitted = instance.flight[self] = value
+                else:  # no engine knows of it
+                    ring.rewind()
                     self._flight.pop()
-                raise
-            instance.flight[self] = value
             if self._flight[0][0] <= self._timeline.peek():
                 self._retire()
         return value
@@ -207,7 +208,7 @@ class GpuQueue(abc.ABC):
                 parts.append((ring, [*segment.packets]))
         if not parts:
             parts.append((self._last, []))
-        if self._steps + len(parts) + (1 << 20) > self.step_limit:
+        if self._steps + len(parts) > self.step_limit:
             self._restart_semaphore()
         first, last = parts[0][0], parts[-1]
         before = [first.engine.wait(self._timeline.address, value - 1)] if first is not self._last and self.submitted else []

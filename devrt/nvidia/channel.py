@@ -162,9 +162,9 @@ class Channel:
         """Tell the GPU of everything written. The lock's instruction drains the write-combining buffers, so that entries and
         GPPut are in memory before the doorbell rings."""
         self._gp_put[0] = self.put % self.size
+        self.told = self.put, self.method_put  # who is interrupted behind this may have rung
         with self._fence:
             self._doorbell[0] = self.token
-        self.told = self.put, self.method_put
 
     # ----- how it does
 

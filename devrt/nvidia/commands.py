@@ -74,7 +74,7 @@ class NvidiaCommandList(GpuCommandList):
         made.arguments = memory[banks_at:]
         for kernels, part in parts:
             made.segments.append(Segment(kernels, tuple([entry(base + start, end - start >> 2) for start, end in part])))
-        if len(parts) == 1 and parts[0][0] is compute and len(made.segments[0].packets) == 1:
+        if len(parts) == 1 and len(made.segments[0].packets) == 1:
             made.head, = made.segments[0].packets
         return made
 

@@ -79,6 +79,43 @@ def test_an_interrupted_submission_is_forgotten(opened: Opened, vendor: Vendor, 
         assert bytes(target.host()) == bytes(source.host())
 
 
+@pytest.mark.parametrize("rung", [False, True])
+def test_a_list_alone_is_interrupted(opened: Opened, vendor: Vendor, monkeypatch: pytest.MonkeyPatch, rung: bool) -> None:
+    """One that needs no packets but its own: before the engine is told it is forgotten, afterwards it counts."""
+    device = opened(vendor.one)
+    queue, memory = device.compute, device.alloc(8, Placement.HOST)
+    words, commands, empty = memory.host().cast("Q"), device.command_list(), device.command_list()
+    commands.timestamp(memory, 0)
+    for _ in range(2):
+        queue.wait(queue.submit(commands), 20)
+        words[0], before = 0, queue.submitted
+        with monkeypatch.context() as patched:
+            place, name = (queue._home, "kick") if rung else (queue, "_plain")
+            plain = getattr(place, name)
+
+            def interrupted(*given: Any, step: Callable[..., None] = plain) -> None:
+                step(*given)
+                raise KeyboardInterrupt
+            patched.setattr(place, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                queue.submit(commands)
+        assert queue.submitted == before + rung
+        queue.wait(queue.submit(empty), 20)
+        assert bool(words[0]) == rung and not queue._flight and device.failure is None
+
+
+def test_a_list_goes_to_one_queue_after_the_other(opened: Opened, vendor: Vendor) -> None:
+    device = opened(vendor.one)
+    for first, second in ((device.transfer, device.compute), (device.compute, device.transfer)):
+        commands, source, target = copies(device)
+        for queue in (first, second, second, first):
+            device.compute.wait(device.compute.submit(device.command_list()), 20)
+            source.host()[:] = queue.name[:1].encode() * 64
+            target.host()[:] = bytes(64)
+            queue.wait(queue.submit(commands), 20)
+            assert bytes(target.host()) == bytes(source.host())
+
+
 @pytest.mark.parametrize("start", [(1 << 32) - 4, (1 << 33) - 3])
 def test_a_queue_counts_64_bits(opened: Opened, vendor: Vendor, start: int) -> None:
     """Submissions on both engines in turns, where the lower half of their number starts anew."""
