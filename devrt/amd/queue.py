@@ -181,11 +181,11 @@ class AmdQueue(GpuQueue):
         if len(data) <= MAX_WRITE:
             self._append(ring, data)
             return
-        for group in grouped(packets, MAX_WRITE):
-            self._steps += 1
-            self._append(ring, group + ring.engine.fence(self._semaphore.address, self._steps))
+        passed = GpuSignal(self.device)
+        for number, group in enumerate(grouped(packets, MAX_WRITE), 1):
+            self._append(ring, group + ring.engine.fence(passed.address, number))
             ring.kick()
-            self._semaphore.wait(self._steps, FULL_RING_TIMEOUT_S)
+            passed.wait(number, FULL_RING_TIMEOUT_S)
             ring.tail = ring.put
 
     def _append(self, ring: Ring, packets: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,7 +12,9 @@ from amd_machines import TARGETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devrt.amd import commands as lists
 from devrt.amd import pm4, registers
+from devrt.amd import queue as rings
 from devrt.amd.device import AmdDevice
 from devrt.amd.program import AmdProgram, Descriptor, launch
 from devrt.compiler import lir
@@ -183,6 +186,31 @@ def test_what_is_cut_short_between_engines_ends_the_device(opened: Opened, dispa
     assert "stayed full" in caught.value.evidence and caught.value.remedy
     with pytest.raises(DeviceLost):
         device.compute.wait(1, 1)
+
+
+def test_copies_in_groups_do_not_hurry_what_comes_behind(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies, a kernel, a copy of what the kernel leaves: the host waits for the groups, and the last copy for the kernel."""
+    device = opened("gfx1100")
+    for module in (rings, lists):
+        monkeypatch.setattr(module, "MAX_WRITE", 1000)
+    source, target = device.alloc(4096, Placement.HOST), device.alloc(4096, Placement.HOST)
+    target.host()[:] = bytes(4096)
+    early: list[bytes] = []
+
+    def run(self: Executor, dispatch: Dispatch, space: object) -> Iterator[None]:
+        for _ in range(50):
+            time.sleep(1e-3)
+            early.append(bytes(target.host()[2048:]))
+            yield
+        source.host()[:] = b"k" * 4096
+    monkeypatch.setattr(Executor, "run", run)
+    commands = device.command_list()
+    for at in range(0, 2048, 32):
+        commands.copy(target, source, 32, at, at)
+    commands.dispatch(device.load(image("gfx1100"), "add"), [source] * 3, 1)
+    commands.copy(target, source, 2048, 2048, 2048)
+    device.compute.wait(device.compute.submit(commands), 30)
+    assert set(early) == {bytes(2048)} and bytes(target.host()[2048:]) == b"k" * 2048
 
 
 @pytest.mark.parametrize("gfx", TARGETS)
