@@ -24,7 +24,7 @@ class Watched:
         lists.add(weakref.ref(commands, lists.discard))
 
     def _tell(self) -> None:
-        for reference in tuple(self._lists):
+        for reference in set(self._lists):  # a tuple's memory may cost a collection, and that a list, in the middle of the copy
             commands = reference()
             if commands is not None:
                 commands.stale = True
