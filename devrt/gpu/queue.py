@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from devrt.device import CommandList, DeviceHang, DeviceLost, InvalidArgument, Signal, Unsupported
-from devrt.gpu.commands import GpuCommandList, Instance, Profile, Stamp
+from devrt.gpu.commands import GpuCommandList, Instance, Profile
 from devrt.gpu.signal import GpuSignal
 from devrt.memory import words
 
@@ -270,13 +270,15 @@ class GpuQueue(abc.ABC):
 
     def _retire(self) -> None:
         completed = self.completed
-        stamps: set[tuple[Stamp, int]] = set()
+        stamped: list[Instance] = []  # kept until their clocks were read, which may lie in their memory
         while self._flight and self._flight[0][0] <= completed:
             _, ends, _, instance, _ = self._flight.popleft()
-            stamps.update(instance.stamps)
+            if instance.stamps:
+                stamped.append(instance)
             for ring, mark in ends:
                 ring.retire(mark)
-        if stamps:
+        if stamped:
+            stamps = {one for instance in stamped for one in instance.stamps}
             # A list in flight again will write its stamps anew.
             for _, _, _, instance, _ in self._flight:
                 stamps.difference_update(instance.stamps)

@@ -13,8 +13,8 @@ from nvidia_kernels import LANES, SMS, image
 
 import devrt
 from devrt.device import DeviceFault, DeviceHang, DeviceLost, DevrtError, Placement, Unsupported
-from devrt.gpu.commands import Copy
-from devrt.ioctl.system import MAP_NORESERVE, MAP_PRIVATE
+from devrt.gpu.commands import Copy, Instance
+from devrt.ioctl.system import MAP_NORESERVE, MAP_PRIVATE, view
 from devrt.nvidia.device import NvidiaDevice
 from devrt.virtual.system import VirtualSystem
 
@@ -322,3 +322,25 @@ def test_waits_too_far_ahead_are_refused(device: NvidiaDevice) -> None:
     """An acquire compares circularly."""
     with pytest.raises(DevrtError, match="a wait for"):
         device.compute.submit(device.command_list(), wait=[(device.signal(), 1 << 63)])
+
+
+def test_a_time_is_read_before_its_memory_goes(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lists that nobody holds end at once; each has the GPU's clock in memory of its own."""
+    device = opened("sm_90")
+    memory, go = device.alloc(16, Placement.HOST), device.signal()
+    for at in (0, 8):
+        commands = device.command_list()
+        commands.timestamp(memory, at)
+        value = device.compute.submit(commands, wait=[(go, 1)])
+    del commands
+    drop = Instance.__del__
+
+    def reused(instance: Instance) -> None:
+        if instance.block is not None:
+            view(instance.block.address, instance.block.nbytes)[:] = bytes(instance.block.nbytes)
+        drop(instance)
+    monkeypatch.setattr(Instance, "__del__", reused)
+    go.signal(1)
+    device.compute.wait(value, 20)
+    first, second = memory.host().cast("Q")
+    assert 0 < first <= second
