@@ -154,15 +154,18 @@ def launch(gfx: int, lanes: int, d: Descriptor, address: int, tmpring: int, scra
         words += set_sh("COMPUTE_DISPATCH_SCRATCH_BASE_LO", gfx, scratch >> 8 & 0xFFFFFFFF, scratch >> 40)
     words += set_sh("COMPUTE_RESTART_X", gfx, 0, 0, 0)
     user: list[int] = []
-    arguments = 0
+    arguments = -1
     for name, count in d.user_sgprs:
         if name == "kernarg_segment_ptr":
             arguments = len(user)
         user += {"private_segment_buffer": (scratch & 0xFFFFFFFF, scratch >> 32 | _SWIZZLE, scratch_bytes, _SRD_FORMAT),
                  "flat_scratch_init": (scratch & 0xFFFFFFFF, scratch >> 32),
                  "private_segment_size": (d.private_bytes,)}.get(name, (0,) * count)
+    if arguments < 0:  # behind what the kernel reads
+        arguments = len(user)
+        user += (0, 0)
     at = len(words) + 2
-    words += set_sh("COMPUTE_USER_DATA_0", gfx, *(user or [0, 0]))
+    words += set_sh("COMPUTE_USER_DATA_0", gfx, *user)
     words += set_sh("COMPUTE_RESOURCE_LIMITS", gfx, 0)
     words += set_sh("COMPUTE_START_X", gfx, 0, 0, 0, lanes, 1, 1)
     initiator = {"COMPUTE_SHADER_EN": 1, "FORCE_START_AT_000": 1, "ORDER_MODE": 1}

@@ -177,12 +177,12 @@ class AmdQueue(GpuQueue):
 
     def _put(self, ring: Ring, packets: Sequence[bytes]) -> None:
         """What fills much of a ring goes in groups, and the host waits for each."""
-        data = b"".join(packets)
-        if len(data) <= MAX_WRITE:
+        data, limit = b"".join(packets), min(MAX_WRITE, ring.size)  # a quarter of its bytes: what is written does not wrap
+        if len(data) <= limit:
             self._append(ring, data)
             return
         passed = GpuSignal(self.device)
-        for number, group in enumerate(grouped(packets, MAX_WRITE), 1):
+        for number, group in enumerate(grouped(packets, limit), 1):
             self._append(ring, group + ring.engine.fence(passed.address, number))
             ring.kick()
             passed.wait(number, FULL_RING_TIMEOUT_S)

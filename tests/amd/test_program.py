@@ -229,6 +229,14 @@ def test_launch_packets_decode(gfx: str) -> None:
     assert words[made.groups_at // 4] == 0 and words[made.arguments_at // 4] == words[made.arguments_at // 4 + 1] == 0
 
 
+def test_a_kernel_without_arguments_keeps_its_scratch() -> None:
+    """What a launch fills in where arguments would be is not what the kernel finds its scratch memory by."""
+    made = launch(9, 64, Descriptor(0, 64, 0, 0, 0x100, 0, 0, 0, 1, 0), 0x7F00_0000_1200, 0, 0x7E00_0000_0000, 4096)
+    words = struct.unpack(f"<{len(made.packets) // 4}I", made.packets)
+    at = made.arguments_at // 4
+    assert words[at - 4:at + 2] == (0, 0x7E00 | 1 << 31, 4096, 0x20C14000, 0, 0)
+
+
 def test_wrong_isa(device: AmdDevice) -> None:
     with pytest.raises(InvalidArgument, match="gfx1201 code") as caught:
         device.load(image("gfx1201"), "add")

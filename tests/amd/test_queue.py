@@ -128,6 +128,12 @@ def test_copies_and_stamps_in_groups_are_whole_packets(device: AmdDevice, monkey
     assert len(profile.durations_ns) == 64 and min(profile.durations_ns) >= 0
 
 
+def test_more_signals_than_a_ring_holds(device: AmdDevice) -> None:
+    done = device.signal()
+    device.compute.wait(device.compute.submit(device.command_list(), signal=[(done, n) for n in range(1, 9001)]), 30)
+    assert done.value == 9000
+
+
 def test_a_full_ring_blocks_and_goes_on(device: AmdDevice) -> None:
     commands, _ = stamps(device)
     go = device.signal()
