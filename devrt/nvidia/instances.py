@@ -58,9 +58,9 @@ def instances(system: System, minor: int) -> list[Instance]:
     for gpu in _numbers(system, folder, "gi"):
         for compute in _numbers(system, f"{folder}/gi{gpu}", "ci"):
             files = gpu_instance_file(minor, gpu), compute_instance_file(minor, gpu, compute)
-            numbers = [_minor(system, path) for path in files]
-            if None not in numbers:
-                found.append(Instance(gpu, compute, (node_of(numbers[0] or 0), node_of(numbers[1] or 0)), files))
+            first, second = (_minor(system, path) for path in files)
+            if first is not None and second is not None:
+                found.append(Instance(gpu, compute, (node_of(first), node_of(second)), files))
     return found
 
 

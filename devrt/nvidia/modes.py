@@ -7,7 +7,7 @@ None, and opening goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from devrt.device import DeviceNotFound, DevrtError, PermissionDenied, Unsupported
 from devrt.ioctl.nv_classes import Class
@@ -74,9 +74,8 @@ class Modes:
 
 def ask(rm: ResourceManager, device: int, subdevice: int) -> Modes:
     """The modes of an attached GPU. Nothing that the driver refuses is an error."""
-    mig = _mig(rm, subdevice)
-    found = Modes(mig, None, _virtualization(rm, device), _confidential(rm))
-    return Modes(mig, _gpu_instances(rm, subdevice), found.virtualization, found.confidential) if found.split else found
+    found = Modes(_mig(rm, subdevice), None, _virtualization(rm, device), _confidential(rm))
+    return replace(found, gpu_instances=_gpu_instances(rm, subdevice)) if found.split else found
 
 
 def _mig(rm: ResourceManager, subdevice: int) -> int | None:
