@@ -146,7 +146,7 @@ class AddressSpace:
     def __init__(self, system: System) -> None:
         self._system = system
         self._tables: dict[int, NDArray[np.uint64]] = {}
-        self._lock = threading.Lock()  # held while leaf entries change: the driver unmaps while a GPU takes marks away
+        self._lock = threading.Lock()  # held while entries change: the driver maps and unmaps while a GPU takes marks away
         self.root = self._table()
 
     def close(self) -> None:
@@ -223,21 +223,22 @@ class AddressSpace:
     def touched(self) -> Iterator[tuple[int, int, int]]:
         """(address, bytes, marks) of runs of pages that shaders touched since the last call; the marks, of Access, are taken
         away."""
-        root = self._tables[self.root]
-        for i in np.flatnonzero(root):
-            middle = self._tables[int(root[i])]
-            for j in np.flatnonzero(middle):
-                leaf = self._tables[int(middle[j])]
-                marks = leaf & np.uint64(MARKS)
-                used = np.flatnonzero(marks)
-                if not len(used):
-                    continue
-                with self._lock:
-                    leaf[used] &= ~np.uint64(MARKS)
-                first, marks = (int(i) << 24 | int(j) << 12), marks[used]
-                cuts = np.flatnonzero((np.diff(used) != 1) | (marks[1:] != marks[:-1])) + 1
-                for run in np.split(np.arange(len(used)), cuts):
-                    yield (first + int(used[run[0]])) * PAGE, len(run) * PAGE, int(marks[run[0]])
+        with self._lock:  # the driver may be making tables
+            root = self._tables[self.root]
+            middles = [(int(i) << 24, self._tables[int(root[i])]) for i in np.flatnonzero(root)]
+            leaves = [(first | int(j) << 12, self._tables[int(middle[j])]) for first, middle in middles
+                      for j in np.flatnonzero(middle)]
+        for first, leaf in leaves:
+            marks = leaf & np.uint64(MARKS)
+            used = np.flatnonzero(marks)
+            if not len(used):
+                continue
+            with self._lock:
+                leaf[used] &= ~np.uint64(MARKS)
+            marks = marks[used]
+            cuts = np.flatnonzero((np.diff(used) != 1) | (marks[1:] != marks[:-1])) + 1
+            for run in np.split(np.arange(len(used)), cuts):
+                yield (first + int(used[run[0]])) * PAGE, len(run) * PAGE, int(marks[run[0]])
 
     @staticmethod
     def check(va: int, entry: int, access: str) -> None:
