@@ -79,7 +79,8 @@ class CpuQueue:
         if not isinstance(commands, CpuCommandList) or commands.device is not self.device:
             raise InvalidArgument(f"{commands!r} is no command list of this device",
                                   remedy="use this device's command_list()")
-        commands.check()
+        if commands.stale:
+            commands.check()
         if profile is not None and len(profile.stamps) != len(commands) + 1:
             raise InvalidArgument("the profile was made for another list",
                                   evidence=f"{len(profile.stamps) - 1} commands, the list has {len(commands)}")

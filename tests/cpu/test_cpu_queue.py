@@ -354,6 +354,23 @@ def test_a_list_whose_buffer_is_gone_is_refused(device: CpuDevice, step: CpuProg
     device.compute.wait(device.compute.submit(commands))
 
 
+def test_a_list_is_looked_through_only_until_its_buffers_tell_it(device: CpuDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, commands = device.alloc(8), device.alloc(8), device.command_list()
+    commands.copy(target, source, 8)
+    check, seen = CpuBuffer.check, []
+
+    def noted(buffer: CpuBuffer) -> None:
+        seen.append(buffer)
+        check(buffer)
+    monkeypatch.setattr(CpuBuffer, "check", noted)
+    for _ in range(5):
+        device.compute.wait(device.compute.submit(commands))
+    assert len(seen) == 4
+    device.free(source)
+    with pytest.raises(InvalidArgument, match="after it was freed"):
+        device.compute.submit(commands)
+
+
 def test_text_of_a_list(device: CpuDevice, step: CpuProgram) -> None:
     a, b = device.alloc(64), device.alloc(64)
     commands = device.command_list()
