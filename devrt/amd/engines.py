@@ -27,6 +27,7 @@ _POLL = struct.Struct("<IQIII")      # POLL_REGMEM with its header: address, ref
 _STAMP = struct.Struct("<IQ")        # TIMESTAMP_GET_GLOBAL with its header: address
 _COPY = struct.Struct("<IIIQQ")      # COPY_LINEAR with its header: bytes - 1, mode, source, destination
 
+
 class ComputeEngine:
     """The packets of a compute queue. Its pointers count dwords."""
 
@@ -58,9 +59,9 @@ class ComputeEngine:
         # Between two kernels: the second begins when the first has ended, and reads what it left in the L2.
         self.between = _bytes(idle + pm4.encode("ACQUIRE_MEM", gfx, **everything, **near_caches))
         end: dict[str, Any] = {"event_type": pm4.Event.CACHE_FLUSH_AND_INV_TS, "event_index": pm4.EventIndex.END_OF_PIPE,
-               "data_sel": pm4.DataSel.SEND_64_BIT, **flushed}
+                               "data_sel": pm4.DataSel.SEND_64_BIT, **flushed}
         # Header and the two words of control: after everything before is done and written back, write 64 bits.
-        self.fence_head = _bytes(pm4.encode("RELEASE_MEM", gfx, **end)[:3])
+        self._fence_head = _bytes(pm4.encode("RELEASE_MEM", gfx, **end)[:3])
         self._interrupt_head = _bytes(pm4.encode("RELEASE_MEM", gfx, **{
             **end, "int_sel": pm4.IntSel.INTERRUPT_AFTER_WRITE_CONFIRM})[:3])
         self._stamp_head = _bytes(pm4.encode("RELEASE_MEM", gfx, **{
@@ -71,7 +72,7 @@ class ComputeEngine:
 
     def fence(self, address: int, value: int) -> bytes:
         """When everything before is done and visible to all: the u64 at `address` becomes `value`."""
-        return self.fence_head + _RELEASE.pack(address, value, 0)
+        return self._fence_head + _RELEASE.pack(address, value, 0)
 
     def stamp(self, address: int) -> bytes:
         """When everything before is done: the GPU's clock, a u64 in ticks, at `address`."""

@@ -314,7 +314,6 @@ class GpuDevice(abc.ABC):
                 return
 
 
-
 def _close_all() -> None:
     for device in list(_open):
         try:

@@ -17,7 +17,7 @@ from devrt.nvidia.pushbuffer import Push
 
 LOW = 0xFFFFFFFF
 SEMAPHORE = struct.Struct("<IQQI")  # one acquire or release: header, address, value, what to do
-SEMAPHORE_ADDRESS, LAUNCH_ADDRESS = 4, 4  # where it stands in them
+SEMAPHORE_ADDRESS, LAUNCH_ADDRESS = 4, 4  # bytes into the methods of a semaphore, and of a launch, where its address goes
 _COPY = struct.Struct("<9I")  # source and destination, upper halves first; length; start
 MAX_COPY = 1 << 31  # bytes of one LAUNCH_DMA
 STAMP_BYTES, STAMP_CLOCK = 16, 8  # of a release with time stamp, and where the nanoseconds are in it
