@@ -116,31 +116,42 @@ def foreign(found: Sequence[Piece]) -> bool:
 
 def overlap(a: Sequence[Piece], b: Sequence[Piece]) -> int | None:
     """The first address of `a` that is in `b` too."""
+    for p in _met(a, b):
+        shared = (max(o.host, p.host) for o in b if o.host < p.host + p.nbytes and o.host + o.nbytes > p.host)
+        return p.va + min(shared) - p.host
+    return None
+
+
+def apart(a: Sequence[Piece], b: Sequence[Piece]) -> list[Piece]:
+    """The pieces of `a` that share no byte with `b`."""
+    met = set(map(id, _met(a, b)))
+    return [p for p in a if id(p) not in met]
+
+
+def _met(a: Sequence[Piece], b: Sequence[Piece]) -> Iterator[Piece]:
+    """The pieces of `a` that share a byte with `b`."""
     if not a or not b:
-        return None
+        return
     ordered = sorted((p.host, p.host + p.nbytes) for p in b)
     starts = [start for start, _ in ordered]
     reach = list(itertools.accumulate((end for _, end in ordered), max))
     for p in a:
         n = bisect.bisect_left(starts, p.host + p.nbytes)
         if n and reach[n - 1] > p.host:
-            first = min(max(start, p.host) for start, end in ordered[:n] if end > p.host)
-            return p.va + first - p.host
-    return None
+            yield p
 
 
 def union(a: Sequence[Piece], b: Sequence[Piece]) -> Sequence[Piece]:
-    """The bytes of both, each once, in order of the host's addresses."""
+    """What both have, once for each address that it is known by, in no order."""
     if not a or not b:
         return a or b
     found: list[Piece] = []
-    for p in sorted((*a, *b), key=lambda p: (p.host, -p.nbytes)):
+    for p in sorted((*a, *b), key=lambda p: (p.va - p.host, p.flags, p.host)):
         last = found[-1] if found else None
-        end = p.host + p.nbytes
-        if last is None or p.host > last.host + last.nbytes or (p.host - last.host, p.flags) != (p.va - last.va, last.flags):
+        if last is None or p.host > last.host + last.nbytes or (p.va - p.host, p.flags) != (last.va - last.host, last.flags):
             found.append(p)
-        elif end > last.host + last.nbytes:
-            found[-1] = Piece(last.va, last.host, end - last.host, last.flags)
+        else:
+            found[-1] = Piece(last.va, last.host, max(last.nbytes, p.host + p.nbytes - last.host), last.flags)
     return found
 
 
