@@ -8,7 +8,7 @@ from __future__ import annotations
 PAGE_TABLE = 0       # u64: root of the address space
 CACHED_PAGE = 8      # u64: number of the page looked up last, all ones for none
 CACHED_ENTRY = 16    # u64: its entry
-BUDGET = 56          # i64: branches backwards before the wave counts as hung
+BUDGET = 56          # i64: branches backwards before the block counts as hung
 FAULT_VA = 64        # u64
 FAULT_KIND = 72      # u32: of KINDS
 FAULT_LANE = 76      # u32

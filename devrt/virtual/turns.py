@@ -66,11 +66,12 @@ class Marks:
 
 
 def take_turns(run: native.Run, parts: Sequence[Part], share: Share, block: int,
-               hurry: Callable[[], bool]) -> Generator[None, None, Part | None]:
-    """Run parts until all have ended; each step is a turn. `block` is where a context holds the block that goes on; `hurry`:
-    whether others wait for their turn. Returns the part of the lowest blocks that failed."""
+               hurry: Callable[[], bool], ready: Callable[[], None]) -> Generator[None, None, Part | None]:
+    """Run parts until all have ended; each step is a turn, before which `ready` is called. `block` is where a context holds the
+    block that goes on; `hurry`: whether others wait for their turn. Returns the part of the lowest blocks that failed."""
     left, failed = list(parts), None
     while True:
+        ready()
         for part in left:
             part.put(context.SHARE, share.steps)
             part.put(context.CACHED_PAGE, (1 << 64) - 1)

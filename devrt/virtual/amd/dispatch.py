@@ -50,7 +50,7 @@ class WaveFault(Exception):
 
 _WINDOW = 1 << 20  # bytes of code looked at around a kernel's entry
 _GROUPS_A_THREAD = 4
-_BUDGET = 1 << 30  # branches backwards before a wave counts as hung
+_BUDGET = 1 << 30  # branches backwards before a workgroup counts as hung
 
 
 class Executor:
@@ -100,7 +100,7 @@ class Executor:
                 layout.PAGE_TABLE: space.root,
                 layout.LDS: room.take("lds", n, max(d.lds_bytes, 64)), layout.LDS_BYTES: d.lds_bytes,
                 layout.SCRATCH: room.take("scratch", n, max(lanes_private * d.wave * waves, 64)),
-                layout.SCRATCH_LANE: lanes_private, layout.BUDGET: self.budget,
+                layout.SCRATCH_LANE: lanes_private, layout.GROUP_BUDGET: self.budget,
                 layout.CLOCK: self.clock.ctypes.data, layout.MATH: native.library(layout.FUNCTIONS), layout.CODE: kernel.base,
                 layout.STATES: room.take("states", n, waves * layout.state_bytes(d.wave)),
                 layout.TEMPLATES: template.ctypes.data, layout.SCRATCH_WAVE: lanes_private * d.wave}
@@ -112,16 +112,10 @@ class Executor:
             for offset, value in words.items():
                 part.context[offset:offset + 4].view(np.int32)[0] = value
             parts.append(part)
-        turns = take_turns(kernel.run, parts, kernel.share, layout.GROUP, lambda: self.hurry)
-        while True:
-            self._marks.turn(space, d.touched)
-            try:
-                next(turns)
-            except StopIteration as end:
-                if end.value is not None:
-                    raise self._fault(kernel, end.value.context) from None
-                return
-            yield
+        failed = yield from take_turns(kernel.run, parts, kernel.share, layout.GROUP, lambda: self.hurry,
+                                       lambda: self._marks.turn(space, d.touched))
+        if failed is not None:
+            raise self._fault(kernel, failed.context)
 
     @staticmethod
     def _fault(kernel: Kernel, context: NDArray[np.uint8]) -> Exception:

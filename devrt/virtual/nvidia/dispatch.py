@@ -54,13 +54,13 @@ class WarpFault(Exception):
 
 _WINDOW = 1 << 20  # bytes of code looked at around a kernel's entry
 _BLOCKS_A_THREAD = 4
-_BUDGET = 1 << 30  # branches backwards before a warp counts as hung
+_BUDGET = 1 << 30  # branches backwards before a block counts as hung
 _MOST_THREADS = 1024
 _WRITES = ("STG", "ST", "RED", "ATOM", "ATOMG")
 
 
 class Executor:
-    """Runs the warps of launches on one GPU, in turns: one thread calls. `budget`: branches backwards before a warp counts as
+    """Runs the warps of launches on one GPU, in turns: one thread calls. `budget`: branches backwards before a block counts as
     hung. `mufu_error`: how many units in the last place MUFU is off (translate/special.py)."""
 
     def __init__(self, sm: int, system: System, budget: int = _BUDGET, mufu_error: int = 0) -> None:
@@ -104,16 +104,10 @@ class Executor:
         masks = _masks(launch)
         banks = self._constants(launch, space, kernel)
         parts = self._parts(launch, space, kernel, room, masks, banks)
-        turns = take_turns(kernel.run, parts, kernel.share, layout.BLOCK, lambda: self.hurry)
-        while True:
-            self._marks.turn(space, launch.touched)
-            try:
-                next(turns)
-            except StopIteration as end:
-                if end.value is not None:
-                    raise _fault(kernel, end.value.context) from None
-                return
-            yield
+        failed = yield from take_turns(kernel.run, parts, kernel.share, layout.BLOCK, lambda: self.hurry,
+                                       lambda: self._marks.turn(space, launch.touched))
+        if failed is not None:
+            raise _fault(kernel, failed.context)
 
     def _parts(self, launch: Launch, space: AddressSpace, kernel: Kernel, room: Room, masks: NDArray[np.uint32],
                banks: Mapping[int, NDArray[np.uint8]]) -> list[Part]:

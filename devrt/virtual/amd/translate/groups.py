@@ -47,6 +47,8 @@ group:
   %more = icmp slt i64 %g, %end
   br i1 %more, label %set, label %good
 set:
+  %budget = call i64 @get_group_budget(ptr %c)
+  call void @set_budget(ptr %c, i64 %budget)
   %gi = trunc i64 %g to i32
   %ox = urem i32 %gi, %gx
   %gr = udiv i32 %gi, %gx

@@ -51,5 +51,6 @@ FIRST_Z = 200
 GROUP = 208          # u64: the workgroup that goes on when the dispatch runs again
 MIDST = 216          # u32: whether it has begun
 SLICE = 220          # u32: branches backwards since a wave began to run
+GROUP_BUDGET = 224   # i64: BUDGET of a workgroup that begins
 
 FUNCTIONS = ("exp2f", "log2f", "sinf", "cosf")

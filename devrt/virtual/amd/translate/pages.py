@@ -16,4 +16,5 @@ TEXT = walker.TEXT + "".join((
     field("groups_y", at.GROUPS_Y, "i32"), field("id_x", at.ID_X, "i32"), field("id_y", at.ID_Y, "i32"),
     field("id_z", at.ID_Z, "i32"), field("id_yz", at.ID_YZ, "i32"), field("first_x", at.FIRST_X, "i32"),
     field("first_y", at.FIRST_Y, "i32"), field("first_z", at.FIRST_Z, "i32"), field("group", at.GROUP),
-    field("midst", at.MIDST, "i32"))) + walker.giving_way("get_waves", at.SLICE, at.STATUS)
+    field("midst", at.MIDST, "i32"), field("group_budget", at.GROUP_BUDGET)
+)) + walker.giving_way("get_waves", at.SLICE, at.STATUS)
