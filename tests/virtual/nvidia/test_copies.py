@@ -10,6 +10,7 @@ import pytest
 from devrt.compiler.sass.instruction import Control, Imm, Operand
 from devrt.compiler.sass.isa import assemble, decode, encode
 from devrt.compiler.sass.reader import read
+from devrt.virtual import pace
 from devrt.virtual.nvidia.dispatch import WarpFault
 from tests.virtual.nvidia.emulator import Emulator, cubin, module
 
@@ -137,6 +138,19 @@ def test_what_is_not(name: str) -> None:
     with pytest.raises(WarpFault) as caught:
         run(BAD[name])
     assert caught.value.kind == "missing wait"
+
+
+def test_a_loop_back_to_the_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warp that gave way goes on where warps begin: what it copied is still under way."""
+    monkeypatch.setattr(pace, "_FIRST_STEPS", 1)
+    gpu = Emulator(80)
+    data = gpu.alloc(np.zeros(64, np.uint32))
+    lines = [line("@P6 BRA 0xb0"), *START, line(COPY), line(END, write=0),  # predicates of fresh memory are false
+             line("ISETP.EQ.U32.AND P6, PT, RZ, RZ, PT", stall=15), line("BRA 0x0"), LOADED, "EXIT"]
+    with pytest.raises(WarpFault) as caught:
+        gpu.start(gpu.code(lines), data.va, shared=512)
+    gpu.close()
+    assert caught.value.kind == "missing wait" and "LDS" in caught.value.detail
 
 
 def test_another_warp() -> None:

@@ -90,10 +90,12 @@ def land(w: Writer, left: int) -> None:
 
 
 def fresh(entry: int) -> list[str]:
-    """LLVM's block where warps begin: the first of a thread block finds no copy under way."""
+    """LLVM's block where warps begin: the first of a thread block finds no copy under way. A loop back to the entry comes here,
+    too, where it gave way."""
     return ["fresh:", f"  %number.at = getelementptr i8, ptr %state, i64 {at.NUMBER}", "  %number.of = load i32, ptr %number.at",
-            "  %is.first = icmp eq i32 %number.of, 0", f"  br i1 %is.first, label %clear, label %L{entry}", "clear:",
-            "  call void @copy.none(ptr %c)", f"  br label %L{entry}"]
+            "  %later = or i32 %number.of, %saved.word", "  %is.first = icmp eq i32 %later, 0",
+            f"  br i1 %is.first, label %clear, label %L{entry}",
+            "clear:", "  call void @copy.none(ptr %c)", f"  br label %L{entry}"]
 
 
 _MARKS = """
