@@ -19,7 +19,7 @@ from devrt.virtual.nvidia.objects import (
     Subdevice,
 )
 from devrt.virtual.nvidia.rm import Call
-from devrt.virtual.nvidia.share import GRCES, instance_of, share_of, usable
+from devrt.virtual.nvidia.share import GRCES, instance_of, mig_mode, share_of, usable
 from devrt.virtual.nvidia.status import refuse
 
 _NO_GPU = 0xFFFFFFFF
@@ -231,7 +231,6 @@ def engines(call: ControlCall) -> None:
 def gpu_info(call: ControlCall) -> None:
     if call.params.gpuInfoListSize > len(call.params.gpuInfoList):
         refuse(Status.NV_ERR_INVALID_ARGUMENT)
-    from devrt.virtual.nvidia.mode_controls import mig_mode
     known: dict[int, int] = {GpuInfo.GPU_SM_VERSION: call.card.model.sm_version,
                              GpuInfo.GPU_SMC_MODE: mig_mode(call.card, call.driver.faults.stands("mig-pending"))}
     for index in range(call.params.gpuInfoListSize):

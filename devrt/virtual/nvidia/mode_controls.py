@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from devrt.ioctl.nv_modes import WHOLE_GPU, Feature, MigMode, MultiGpu, Virtualization, capability_number
+from devrt.ioctl.nv_modes import WHOLE_GPU, Feature, MultiGpu, Virtualization, capability_number
 from devrt.ioctl.nv_status import Status
 from devrt.virtual.nvidia.controls import ControlCall, control
 from devrt.virtual.nvidia.files import CapabilityFile
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
     from devrt.virtual.nvidia.rm import Call
 
 _SEV_SNP, _HCC, _PRODUCTION = 3, 2, 2  # NV_CONF_COMPUTE_SYSTEM_{CPU,GPUS}_CAPABILITY_*, _ENVIRONMENT_PROD
-
-
-def mig_mode(card: Card, pending: bool) -> MigMode:
-    """GpuInfo.GPU_SMC_MODE."""
-    if card.model.key not in SIZES:
-        return MigMode.UNSUPPORTED
-    if card.node.instances is None:
-        return MigMode.ENABLE_PENDING if pending else MigMode.DISABLED
-    return MigMode.DISABLE_PENDING if pending else MigMode.ENABLED
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from devrt.ioctl.nv_alloc import EngineType, copy_engine
+from devrt.ioctl.nv_modes import MigMode
 from devrt.ioctl.nv_status import Status
 from devrt.virtual.nvidia.card import Card
-from devrt.virtual.nvidia.mig import ComputeInstance, GpuInstance
+from devrt.virtual.nvidia.mig import SIZES, ComputeInstance, GpuInstance
 from devrt.virtual.nvidia.objects import ComputeSubscription, Device, GpuSubscription, Object, Subdevice
 from devrt.virtual.nvidia.status import refuse
 
@@ -68,3 +69,12 @@ def usable(card: Card, instance: GpuInstance | None) -> tuple[int, int]:
     if instance is None:
         return card.node.vram_usable, card.vram_used
     return instance.part(card.node.vram_usable), card.used_by.get(instance.number, 0)
+
+
+def mig_mode(card: Card, pending: bool) -> MigMode:
+    """GpuInfo.GPU_SMC_MODE."""
+    if card.model.key not in SIZES:
+        return MigMode.UNSUPPORTED
+    if card.node.instances is None:
+        return MigMode.ENABLE_PENDING if pending else MigMode.DISABLED
+    return MigMode.DISABLE_PENDING if pending else MigMode.ENABLED
