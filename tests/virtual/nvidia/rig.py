@@ -172,7 +172,8 @@ class Line:
 
     def bell(self, put: int | None = None, token: int | None = None) -> Line:
         struct.pack_into("<I", self.userd, GP_PUT, self.put if put is None else put)
-        struct.pack_into("<I", self.rig.page, DOORBELL, self.channel.token if token is None else token)
+        # As it lies in memory, which is one store: of a standard size it would be bytes, between which the GPU takes the token.
+        struct.pack_into("I", self.rig.page, DOORBELL, self.channel.token if token is None else token)
         return self
 
     def launch(self, at: int, *, wait: bool = False) -> Push:

@@ -19,9 +19,9 @@ KERNELS = [(75, "collatz"), (80, "lock"), (86, "reduce"), (89, "atomics"), (90, 
 
 
 @pytest.fixture
-def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many turns each launch took."""
-    found = []
+    found: list[int] = []
 
     def counted(self: Executor, launch: Launch, space: AddressSpace) -> Iterator[None]:
         found.append(1)
@@ -32,16 +32,16 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(pace, "_FIRST_STEPS", 1)
     monkeypatch.setattr(pace.Share, "took", lambda *told: None)
     monkeypatch.setattr(Executor, "run", counted)
-    return iter([found])
+    return found
 
 
 @pytest.mark.parametrize(("sm", "name"), KERNELS)
-def test_kernels_in_many_turns(sm: int, name: str, turns: Iterator[list[int]]) -> None:
+def test_kernels_in_many_turns(sm: int, name: str, turns: list[int]) -> None:
     check(sm, name)
-    assert next(turns)[0] > 2
+    assert turns[0] > 2
 
 
-def test_the_fault_of_the_lowest_block_is_told(turns: Iterator[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fault_of_the_lowest_block_is_told(turns: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Block 0 comes to its fault after many turns, that of another thread at once."""
     monkeypatch.setattr(dispatch.os, "sched_getaffinity", lambda pid: {0, 1})
     gpu = Emulator(86)
@@ -52,7 +52,7 @@ def test_the_fault_of_the_lowest_block_is_told(turns: Iterator[list[int]], monke
     with pytest.raises(MemoryFault) as caught:
         gpu.start(gpu.code(lines), room.va, grid=(8, 1, 1))
     gpu.close()
-    assert caught.value.va == 0x100000 and next(turns)[0] > 32
+    assert caught.value.va == 0x100000 and turns[0] > 32
 
 
 def test_a_share_is_learnt() -> None:
