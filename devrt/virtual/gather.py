@@ -12,7 +12,7 @@ from devrt.virtual.walker import DIRTY
 
 def text(wave: int) -> str:
     """The functions for waves of `wave` lanes."""
-    return _first(wave) + for_lanes(_GLOBAL + near.TEXT + near.LANES, wave)
+    return _ends(wave) + for_lanes(_GLOBAL + near.TEXT + near.LANES, wave)
 
 
 def for_lanes(text: str, wave: int) -> str:
@@ -21,13 +21,20 @@ def for_lanes(text: str, wave: int) -> str:
     return text.replace("$W", str(wave)).replace("$NUMBERS", numbers)
 
 
-def _first(wave: int) -> str:
-    """The lowest lane of a mask that is not empty."""
+def _ends(wave: int) -> str:
+    """The lowest and the highest lane of a mask that is not empty."""
     narrow = "%r = trunc i64 %n to i32" if wave == 64 else "%r = add i32 %n, 0"
     return f"""
 declare i{wave} @llvm.cttz.i{wave}(i{wave}, i1)
+declare i{wave} @llvm.ctlz.i{wave}(i{wave}, i1)
 define internal i32 @first(i{wave} %m) alwaysinline {{
   %n = call i{wave} @llvm.cttz.i{wave}(i{wave} %m, i1 true)
+  {narrow}
+  ret i32 %r
+}}
+define internal i32 @last(i{wave} %m) alwaysinline {{
+  %above = call i{wave} @llvm.ctlz.i{wave}(i{wave} %m, i1 true)
+  %n = sub i{wave} {wave - 1}, %above
   {narrow}
   ret i32 %r
 }}
@@ -119,11 +126,25 @@ done:
   ret void
 }}
 
-define internal void @global_store(ptr %c, <$W x i64> %va, i$W %exec, i64 %n, ptr %in, ptr %ok) noinline {{
+; where all lanes store to one address, only the last does: what another engine writes there meanwhile must stay
+define internal void @global_store(ptr %c, <$W x i64> %va, i$W %given, i64 %n, ptr %in, ptr %ok) noinline {{
 entry:
-  %none = icmp eq i$W %exec, 0
+  %none = icmp eq i$W %given, 0
   br i1 %none, label %done, label %look
 look:
+  %lane = call i32 @first(i$W %given)
+  %a0 = extractelement <$W x i64> %va, i32 %lane
+  %s1 = insertelement <$W x i64> poison, i64 %a0, i32 0
+  %sv = shufflevector <$W x i64> %s1, <$W x i64> poison, <$W x i32> zeroinitializer
+  %eq = icmp eq <$W x i64> %va, %sv
+  %here = bitcast <$W x i1> %eq to i$W
+  %elsewhere = xor i$W %here, -1
+  %others = and i$W %given, %elsewhere
+  %same = icmp eq i$W %others, 0
+  %last = call i32 @last(i$W %given)
+  %less = sub i$W 0, %given
+  %lowest = and i$W %given, %less
+  %exec = select i1 %same, i$W %lowest, i$W %given
   %delta = call i64 @one_page(ptr %c, <$W x i64> %va, i$W %exec, i64 %n, i64 {Access.VALID.value | Access.WRITE.value | DIRTY})
   %slow = icmp eq i64 %delta, 0
   %narrow = icmp ult i64 %n, 4
@@ -136,7 +157,10 @@ dwords:
   %a = add <$W x i64> %va, %kv
   %at = mul i64 %k, $W
   %i = getelementptr i8, ptr %in, i64 %at
-  %x = load <$W x i32>, ptr %i, align 4
+  %xs = load <$W x i32>, ptr %i, align 4
+  %top = extractelement <$W x i32> %xs, i32 %last
+  %x0 = insertelement <$W x i32> %xs, i32 %top, i32 %lane
+  %x = select i1 %same, <$W x i32> %x0, <$W x i32> %xs
   br i1 %slow, label %lanes, label %fast
 fast:
   %p = call <$W x ptr> @hosts(<$W x i64> %a, i64 %delta)

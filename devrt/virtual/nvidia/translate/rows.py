@@ -59,8 +59,7 @@ look:
   %bits = bitcast <{LANES} x i1> %seq to i32
   %in = and i32 %bits, %exec
   %row = icmp eq i32 %in, %exec
-  %zeros = call i32 @llvm.ctlz.i32(i32 %exec, i1 true)
-  %last = sub i32 31, %zeros
+  %last = call i32 @last(i32 %exec)
   %last64 = zext i32 %last to i64
   %far = mul i64 %last64, {n}
   %far1 = add i64 %far, {n - 1}
@@ -209,7 +208,6 @@ done:
 
 
 TEXT = f"""
-declare i32 @llvm.ctlz.i32(i32, i1)
 declare <{LANES} x i32> @llvm.masked.load.v{LANES}i32.p0(ptr, i32, <{LANES} x i1>, <{LANES} x i32>)
 declare void @llvm.masked.store.v{LANES}i32.p0(<{LANES} x i32>, ptr, i32, <{LANES} x i1>)
 """ + "".join(_row(n, _load(n), _READ, space, "load") + _row(n, _store(n), _WRITE, space, "store")
