@@ -14,7 +14,7 @@ from devrt.virtual.amd.ledger import Flight, Ledger
 from devrt.virtual.amd.machine import Notify
 from devrt.virtual.faults import Faults
 from devrt.virtual.memory import AddressSpace, MemoryFault
-from devrt.virtual.pieces import apart, foreign, mapped, pieces
+from devrt.virtual.pieces import foreign, mapped, pieces
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 
@@ -166,12 +166,12 @@ class Port:
         try:
             for _ in self.executor.run(d, self.space):
                 yield Step.DONE
+            reads = [p for va, n in d.touched.reads for p in mapped(self.space, va, n)]
+            writes = [p for va, n in d.touched.writes for p in mapped(self.space, va, n)]
+            self.flight.add(self.who, reads, writes)
+            self.ledger.shader(self.who, self, reads, writes, meanwhile)
         finally:
             self.ledger.end(meanwhile)
-        reads = [p for va, n in d.touched.reads for p in mapped(self.space, va, n)]
-        writes = [p for va, n in d.touched.writes for p in mapped(self.space, va, n)]
-        self.flight.add(self.who, reads, writes)
-        self.ledger.shader(self.who, self, apart(reads, meanwhile), writes)
 
 
 COMPARE: Mapping[int, Callable[[int, int], bool]] = {  # devrt.amd.pm4.Function

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devrt.virtual.memory import Access
-from devrt.virtual.pieces import Piece, overlap
+from devrt.virtual.pieces import Piece, apart, overlap
 
 LINE = 128  # bytes; what L2 of gfx9 to gfx12 keeps together
 _BLOCK = 21  # log2 of the bytes one state array stands for
@@ -120,10 +120,11 @@ class Ledger:
         with _lock:
             self._meanwhile = [other for other in self._meanwhile if other is not meanwhile]
 
-    def shader(self, who: str, queue: object, reads: Sequence[Piece], writes: Sequence[Piece]) -> None:
-        """What a dispatch read and wrote. Raises VisibilityFault."""
+    def shader(self, who: str, queue: object, reads: Sequence[Piece], writes: Sequence[Piece],
+               meanwhile: Sequence[Piece] = ()) -> None:
+        """What a dispatch read and wrote, and others while it ran. Raises VisibilityFault."""
         with _lock:
-            self._read(who, reads, IN_L1 | IN_L2, STALE_L1 | STALE_L2)
+            self._read(who, apart(reads, meanwhile), IN_L1 | IN_L2, STALE_L1 | STALE_L2)
             self._write_l2(who, queue, writes)
 
     def cp_read(self, who: str, pieces: Sequence[Piece]) -> None:

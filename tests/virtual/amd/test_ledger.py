@@ -258,6 +258,20 @@ def test_independent_dispatches_need_no_wait(r: Rig) -> None:
     assert "writes it too" in q.push(writer(r, m + 32, 64)).fault()
 
 
+def test_what_another_gpu_writes_as_a_dispatch_ends(r: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that told a dispatch something may come into the books later than the dispatch ends."""
+    m, q, other = r.memory(PAGE, VRAM), r.queue(), Ledger("gfx942")
+    flight = q.queue.port.flight
+    add = flight.add
+
+    def late(who: str, reads: list[Piece], writes: list[Piece]) -> None:
+        add(who, reads, writes)
+        other.shader("teller", "queue", [], reads)
+    monkeypatch.setattr(flight, "add", late)
+    q.push(reader(r, m)).drain()
+    other.close()
+
+
 def test_flight_finds_the_first_byte() -> None:
     flight = Flight()
     flight.add("one", [], [Piece(0x1000, 0x51000, 16, 0), Piece(0x3000, 0x53000, 4096, 0)])
