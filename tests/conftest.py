@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,13 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["DEVRT_CACHE"] = str(folder)
     yield folder
     del os.environ["DEVRT_CACHE"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def older_objects() -> None:
+    """Collections of garbage in a module's tests pass over what was there before: PyTorch, and what thousands of tests left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
